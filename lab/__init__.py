@@ -1,0 +1,11 @@
+"""Real hosts on one machine: `python -m lab up`, or `with Lab(name="t", hosts=3) as lab:`.
+
+Why: the tool under test talks SSH to Linux hosts, so its tests need hosts with a kernel, an sshd and a
+file system each, in a second and without a trace. See docs/lab.md.
+"""
+
+from __future__ import annotations
+
+from lab._lab import Host, HostProcess, Lab, LabError
+
+__all__ = ["Host", "HostProcess", "Lab", "LabError"]
