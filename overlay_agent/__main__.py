@@ -1,0 +1,239 @@
+"""The agent's command line: `overlay-agent VERB`; a document on standard input, a JSON report on
+standard output, words for people on standard error.
+
+Exit codes: 0 done or as declared; 1 refused or failed, the host is as it was; 2 drifted (`check`);
+64 wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+USAGE = """usage: overlay-agent VERB
+  apply              make the document on standard input true on this host, or change nothing
+  remove [STACK]     remove what the stack (project/stack, or of the document on standard input) has here
+  check [STACK]      compare what is with what was applied; exit code 2 when it drifted
+  show [STACK]       what the stacks have here, read from the kernel, as JSON
+  explain [STACK]    the commands that do the same by hand; a document on standard input, or STACK
+  restore            make every stack's document true again (at boot)
+  probe              what this host offers, as JSON
+  install            put this agent in place (run from the .pyz file)
+  uninstall          remove the stack given on standard input, and the agent with the last one
+  version            the version
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the verb and returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verb, takes = VERBS.get(arguments[0], (None, 0)) if arguments else (None, 0)
+    if verb is None or len(arguments) - 1 > takes:
+        print(USAGE, end="", file=sys.stderr)
+        return 64
+    return verb(*arguments[1:])
+
+
+def _guarded(verb: Callable[..., int]) -> Callable[..., int]:
+    """Turns every foreseen failure into one line and exit code 1."""
+
+    def run(*arguments: str) -> int:
+        from overlay_agent.document import DocumentError  # noqa: PLC0415 - see VERBS
+        from overlay_agent.errors import KernelError  # noqa: PLC0415
+        from overlay_agent.host import HostError  # noqa: PLC0415
+        from overlay_agent.store import StoreError  # noqa: PLC0415
+
+        if os.geteuid() != 0:
+            print(f"overlay-agent: must run as root, not as uid {os.geteuid()}; use sudo -n", file=sys.stderr)
+            return 1
+        try:
+            return verb(*arguments)
+        except (DocumentError, HostError, KernelError, StoreError) as error:
+            print(error, file=sys.stderr)
+        except BrokenPipeError:  # whoever asked is gone
+            sys.stderr.close()
+        except OSError as error:
+            print(f"overlay-agent: {error.filename or arguments}: {error.strerror}", file=sys.stderr)
+        except ValueError as error:
+            print(f"overlay-agent: standard input is not JSON ({error})", file=sys.stderr)
+        return 1
+
+    return run
+
+
+def _apply() -> int:
+    from overlay_agent import document, guard, host, store  # noqa: PLC0415
+
+    wanted = document.load(sys.stdin.buffer.read(document.MAX_BYTES + 1))
+    host.load_modules(wanted.modules())
+    store_ = store.Store()
+    with store_.locked(f"stack {wanted.owner.label}"):
+        return guard.transaction(wanted, store_, host.here(), _report)
+
+
+def _remove(label: str | None = None) -> int:
+    from overlay_agent import document, guard, host, store  # noqa: PLC0415
+
+    store_ = store.Store()
+    old = _document(store_, label)
+    if old is None:
+        old = _labelled(str(label))
+    if old is None:
+        print(f"stack {label}: has nothing here; already removed", file=sys.stderr)
+        return 0
+    with store_.locked(f"stack {old.owner.label}"):
+        empty = document.Document(old.owner, old.host, force=old.force)
+        code = guard.transaction(empty, store_, host.here(), _report, forget=True)
+        if code == 0:
+            store_.remove_empty()
+    return code
+
+
+def _labelled(label: str) -> Any:
+    """A document for a stack that the store does not know, though devices carry its label."""
+    from overlay_agent import document, kernel, reconcile  # noqa: PLC0415
+
+    project, _, stack = label.partition("/")
+    owner = document.Owner(project, stack, "")
+    if stack and reconcile.ours(kernel.Kernel(), owner, None):
+        return document.Document(owner, os.uname().nodename)
+    return None
+
+
+def _check(label: str | None = None) -> int:
+    from overlay_agent import kernel, reconcile, store  # noqa: PLC0415
+
+    store_, drifted = store.Store(), []
+    with store_.locked("check"):  # a look at an apply under way would find drift
+        # Only said: to look must not change a host. Whatever changes something next ends it.
+        if store_.read_journal():
+            drifted.append("an apply was cut short; `overlay-agent restore` or the next `pulumi up` ends it")
+        kernel_ = kernel.Kernel()
+        for name in [label] if label else store_.labels():
+            wanted = _document(store_, name)
+            if wanted is None:
+                drifted.append(f"stack {name}: no document of it is here; run `pulumi up`")
+                continue
+            changes = reconcile.changes_for(wanted, kernel_, store_.read(name))
+            drifted += [line for change in changes for line in change.drift()]
+    for line in drifted:
+        print(line, file=sys.stderr)
+    _report({"drift": drifted})
+    return 2 if drifted else 0
+
+
+def _show(label: str | None = None) -> int:
+    from overlay_agent import fields, kernel, reconcile, store  # noqa: PLC0415
+
+    store_ = store.Store()
+    out: dict[str, Any] = {}
+    with store_.locked("show"):
+        kernel_ = kernel.Kernel()
+        for name in [label] if label else store_.labels():
+            wanted, out[name] = _document(store_, name), {}
+            names = wanted.objects.keys() | reconcile.ours(kernel_, wanted.owner, store_.read(name)) if wanted else ()
+            for one in sorted(names):
+                kinds = {wanted.objects[one].KIND} if one in wanted.objects else set()
+                spec = reconcile.found(kernel_, one, wanted.owner.alias(one), kinds)
+                out[name][one] = spec and fields.to_json(spec)
+    _report(out)
+    return 0
+
+
+def _explain(label: str | None = None) -> int:
+    import shlex  # noqa: PLC0415
+
+    from overlay_agent import kinds, store  # noqa: PLC0415
+
+    wanted = _document(store.Store(), label)
+    if wanted is None:
+        print(f"stack {label}: has nothing here; nothing to explain", file=sys.stderr)
+        return 1
+    print(f"# {wanted.owner.label} on {wanted.host}, by hand")
+    for name, spec in sorted(wanted.objects.items(), key=lambda item: kinds.KINDS[item[1].KIND].rank):
+        for command in kinds.KINDS[spec.KIND].commands(name, spec, wanted.owner.alias(name)):
+            print(shlex.join(command))
+    return 0
+
+
+def _restore() -> int:
+    from overlay_agent import document, errors, guard, host, store  # noqa: PLC0415
+
+    store_, here, code = store.Store(), host.here(), 0
+    with store_.locked("restore"):
+        guard.end_cut_short(store_, here)
+        for label in store_.labels():
+            try:
+                wanted = document.parse(store_.read(label))
+                host.load_modules(wanted.modules())
+                code |= guard.transaction(wanted, store_, here, lambda _: None)
+            # The other stacks' networks come back all the same.
+            except (document.DocumentError, errors.KernelError, store.StoreError) as error:  # noqa: PERF203
+                print(f"stack {label}: {error}", file=sys.stderr)
+                code = 1
+    return code
+
+
+def _probe() -> int:
+    from overlay_agent import host  # noqa: PLC0415
+
+    _report(host.offers())
+    return 0
+
+
+def _install(mode: str = "new") -> int:
+    from overlay_agent import install  # noqa: PLC0415
+
+    return install.install(json.load(sys.stdin), known=mode == "known", report=_report)
+
+
+def _uninstall() -> int:
+    from overlay_agent import install  # noqa: PLC0415
+
+    return install.uninstall(json.load(sys.stdin), report=_report)
+
+
+def _version() -> int:
+    from overlay_agent import __version__  # noqa: PLC0415
+
+    print(__version__)
+    return 0
+
+
+def _document(store_: Any, label: str | None) -> Any:
+    """The stored document of the stack, or without a label the one on standard input."""
+    from overlay_agent import document  # noqa: PLC0415
+
+    if label is None:
+        return document.load(sys.stdin.buffer.read(document.MAX_BYTES + 1))
+    raw = store_.read(label) if label.count("/") == 1 and ".." not in label else None
+    return document.parse(raw) if raw else None
+
+
+def _report(report: dict[str, Any]) -> None:
+    """Writes the report. Raises OSError when nobody takes it."""
+    left = (json.dumps(report, sort_keys=True) + "\n").encode()
+    while left:  # not through sys.stdout, which would try again at exit what could not be written
+        left = left[os.write(sys.stdout.fileno(), left) :]
+
+
+#: The verbs, and how many words each takes. Each imports what it needs itself: the start of the
+#: agent is most of a quiet apply's time.
+VERBS: dict[str, tuple[Callable[..., int], int]] = {
+    "apply": (_guarded(_apply), 0),
+    "remove": (_guarded(_remove), 1),
+    "check": (_guarded(_check), 1),
+    "show": (_guarded(_show), 1),
+    "explain": (_guarded(_explain), 1),
+    "restore": (_guarded(_restore), 0),
+    "probe": (_guarded(_probe), 0),
+    "install": (_guarded(_install), 1),
+    "uninstall": (_guarded(_uninstall), 0),
+    "version": (_version, 0),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

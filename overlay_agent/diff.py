@@ -1,0 +1,119 @@
+"""What differs between the wished and the found, and what to do about it. Pure.
+
+Apply, preview of drift and undo all go through `diff`: there is one opinion of what "as declared"
+means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from overlay_agent import fields
+from overlay_agent.fields import RECREATE, Difference
+from overlay_agent.kinds import KINDS
+
+CREATE, SET, REMOVE = "create", "set", "remove"
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What to do with one object; `rows` are the differences that are the reason."""
+
+    name: str
+    action: str  # CREATE, SET, RECREATE or REMOVE
+    found: Any
+    wanted: Any
+    rows: Sequence[Difference] = ()
+
+    def lines(self) -> list[str]:
+        """The change as lines a person reads: `vx-app: vni 42 -> 43 (recreated)`."""
+        if self.action == CREATE:
+            return [f"{self.name}: created ({summary(self.wanted)})"]
+        if self.action == REMOVE:
+            return [f"{self.name}: removed"]
+        tail = " (recreated)" if self.action == RECREATE else ""
+        return [f"{self.name}: {row_text(row)}{tail}" for row in self.rows]
+
+    def drift(self) -> list[str]:
+        """The same as a finding: `vx-app: mtu want 1450, is 1400`."""
+        if self.action == CREATE:
+            return [f"{self.name}: is not there"]
+        if self.action == REMOVE:
+            return [f"{self.name}: is there and should not be"]
+        return [f"{self.name}: {_drift_text(row)}" for row in self.rows]
+
+
+def diff(
+    wanted: Mapping[str, Any], found: Mapping[str, Any], beside: Mapping[str, Sequence[Difference]] | None = None
+) -> list[Change]:
+    """The changes that turn `found` into `wanted`, by name; None or absent means "not there".
+    `beside`: differences of an object that are in none of its fields."""
+    changes = []
+    for name in sorted(wanted.keys() | found.keys()):
+        change = _change(name, found.get(name), wanted.get(name), (beside or {}).get(name, ()))
+        if change:
+            changes.append(change)
+    return changes
+
+
+def _change(name: str, found: Any, wanted: Any, beside: Sequence[Difference]) -> Change | None:
+    if found is None and wanted is None:
+        return None
+    if found is None:
+        return Change(name, CREATE, None, wanted)
+    if wanted is None:
+        return Change(name, REMOVE, found, None)
+    if found.KIND != wanted.KIND:
+        return Change(name, RECREATE, found, wanted, [("kind", found.KIND, wanted.KIND)])
+    rows: list[Difference] = []
+    recreate = KINDS[wanted.KIND].remake(found, wanted)
+    remade = False
+    for field in dataclasses.fields(wanted):
+        is_, want = getattr(found, field.name), getattr(wanted, field.name)
+        more = field.metadata["type"].differences(fields.json_name(field.name), is_, want)
+        rows += more
+        remade |= bool(more) and (field.metadata["change"] == RECREATE or field.name in recreate)
+    rows += beside
+    if not rows:
+        return None
+    return Change(name, RECREATE if remade else SET, found, wanted, rows)
+
+
+def summary(spec: Any) -> str:
+    """A spec in a few words: its kind and what it had no default for."""
+    words = [spec.KIND]
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if isinstance(field.metadata["type"], fields.Peers):
+            words.append(f"{len(value)} peer{'' if len(value) == 1 else 's'}")
+        elif isinstance(value, dict):
+            words += [str(key) for key in value]
+        elif field.name != "mac" and value != fields.default_of(field):
+            words.append(f"{fields.json_name(field.name)} {value}")
+    return ", ".join(words)
+
+
+def row_text(row: Difference) -> str:
+    """A difference as what happens: `vni 42 -> 43`, `+ peer c 192.0.2.13`."""
+    what, is_, want = row
+    if is_ is None or want is None:
+        sign, value = ("+", want) if is_ is None else ("-", is_)
+        return f"{sign} {what}" + (f" {_text(value)}" if value not in ({}, None) else "")
+    return f"{what} {_text(is_)} -> {_text(want)}"
+
+
+def _drift_text(row: Difference) -> str:
+    what, is_, want = row
+    if is_ is None or want is None:
+        value = want if is_ is None else is_
+        tail = f" {_text(value)}" if value not in ({}, None) else ""
+        return f"lacks {what}{tail}" if is_ is None else f"has {what}{tail} that is not declared"
+    return f"{what} want {_text(want)}, is {_text(is_)}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)

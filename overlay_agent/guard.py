@@ -1,0 +1,176 @@
+"""Why an apply never stays halfway: one process works, another watches it and undoes.
+
+The worker is forked from the guard. It acts and keeps the new document, and tells the guard what
+came of it through a pipe. Only the guard speaks to the outside. So:
+
+- the worker fails or is killed: the guard undoes and says why;
+- the report cannot be written any more (the SSH session is gone): the guard undoes, and Pulumi's
+  state, which never got the report, agrees;
+- the guard is killed: the worker finds the pipe broken and undoes;
+- both are killed, or the power fails: the journal stays, and whichever agent comes next (an
+  apply, or `restore` at boot) ends the matter first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from overlay_agent import faults, reconcile
+from overlay_agent.document import Document
+from overlay_agent.errors import KernelError
+from overlay_agent.host import Here
+from overlay_agent.kernel import Kernel
+from overlay_agent.reconcile import Failed, Plan, Refused
+from overlay_agent.store import Store, StoreError
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+class Interrupted(Exception):  # noqa: N818 - the agent was told to end, which is no error of its own
+    """The guard got one of SIGNALS."""
+
+
+def transaction(
+    wanted: Document, store: Store, here: Here, out: Callable[[dict[str, Any]], None], *, forget: bool = False
+) -> int:
+    """Applies the document and hands the report to `out`; returns the exit code. Lines for people
+    go to standard error. For whom holds the store's lock."""
+    end_cut_short(store, here)
+    fault = faults.from_environment()
+    kernel = Kernel(fault)
+    try:
+        plan = reconcile.prepare(wanted, kernel, store, here.machine, forget=forget)
+    except Refused as error:
+        _say([*error.errors, "nothing was changed"])
+        return 1
+    if plan.quiet:
+        _say(plan.lines())
+    else:
+        why = _in_worker(plan, kernel, store, here, fault)
+        if why:
+            return _undone(store, why)
+    try:
+        out(plan.report())
+    except OSError:
+        why = f"{wanted.host}: nobody took the report (the SSH session is gone)"
+        return 1 if plan.quiet else _undone(store, why)
+    if not plan.quiet:
+        store.write_journal(None)
+    return 0
+
+
+def end_cut_short(store: Store, here: Here) -> None:
+    """Ends what an earlier agent left halfway, if one did. For whom holds the store's lock."""
+    if store.read_journal() is None:
+        return
+    kernel = Kernel()
+    try:
+        _say(reconcile.recover(kernel, store, here.boot))
+    except (Failed, KernelError) as error:
+        # What is declared now has the last word; holding on to what cannot be brought back would
+        # block the host for ever.
+        store.write_journal(None)
+        _say([f"an apply that was cut short could not be undone: {error}; going on with what is declared"])
+    finally:
+        kernel.close()
+
+
+def _in_worker(plan: Plan, kernel: Kernel, store: Store, here: Here, fault: Callable[[], None] | None) -> str:
+    """Carries the plan out in a child. Returns why that did not work, or nothing."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    receive, send = os.pipe()
+    # A signal before the handlers stand would end the guard and leave the worker alone.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    pid = os.fork()
+    if pid == 0:
+        os.close(receive)
+        # The guard decides whether to stop; a signal to the whole group must not kill both at once.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        _work(plan, kernel, store, here, fault, send)
+    os.close(send)
+    text, cause = b"", ""
+    try:
+        for number in SIGNALS:
+            signal.signal(number, _interrupt)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        with os.fdopen(receive, "rb") as pipe:
+            text = pipe.read()
+    except Interrupted as error:
+        os.kill(pid, signal.SIGKILL)
+        text, cause = b"", str(error)
+    finally:
+        for number in SIGNALS:  # an undo is not to be interrupted
+            signal.signal(number, signal.SIG_IGN)
+        _, status = os.waitpid(pid, 0)
+    if not text:
+        return f"{plan.wanted.host}: the apply was ended by {cause or _cause(status)}"
+    result = json.loads(text)
+    if "error" in result:
+        return str(result["error"])
+    _say(result["lines"])
+    return ""
+
+
+def _work(
+    plan: Plan, kernel: Kernel, store: Store, here: Here, fault: Callable[[], None] | None, send: int
+) -> NoReturn:
+    """The worker."""
+    host = plan.wanted.host
+    result: dict[str, Any]
+    try:
+        result = {"lines": reconcile.carry_out(plan, kernel, store, here.boot, fault)}
+    except (Failed, KernelError, StoreError) as error:
+        result = {"error": f"{host} {error}"}
+    except BaseException as error:  # noqa: BLE001 - a defect of ours must be undone and told, too
+        result = {"error": f"{host}: {type(error).__name__}: {error} (a defect of the agent)"}
+    try:
+        with os.fdopen(send, "wb") as pipe:
+            pipe.write(json.dumps(result).encode())
+    except OSError:  # the guard is gone; its part falls to us
+        _undone(store, f"{host}: the agent's first process was killed")
+    finally:
+        os._exit(0)
+
+
+def _undone(store: Store, why: str) -> int:
+    """Undoes what the journal says, and tells."""
+    journal = store.read_journal()
+    if journal is None:
+        _say([f"{why}; nothing had been changed"])
+        return 1
+    fault = faults.from_environment("OVERLAY_FAULT_UNDO")
+    try:
+        kernel = Kernel(fault)
+        reconcile.undo(kernel, store, journal, fault)
+        kernel.close()
+    except (Failed, KernelError, StoreError) as error:
+        _say([f"{why}; the undo failed too: {error}; the next apply or `overlay-agent restore` takes it up again"])
+        return 1
+    _say([f"{why}; undone, the host is as it was"])
+    return 1
+
+
+def _cause(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"signal {os.WTERMSIG(status)} ({signal.Signals(os.WTERMSIG(status)).name})"
+    return f"exit code {os.WEXITSTATUS(status)}"
+
+
+def _interrupt(number: int, frame: Any) -> None:  # noqa: ARG001 - what signal() calls with
+    raise Interrupted(signal.Signals(number).name)
+
+
+def _say(lines: Sequence[str]) -> None:
+    """Lines for people; that nobody reads them any more is found out when the report is written."""
+    with suppress(OSError):
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)

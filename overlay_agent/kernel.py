@@ -1,0 +1,553 @@
+"""The kernel's side: reads and changes devices, addresses, forwarding entries and routes.
+
+The only module that knows pyroute2. It takes pyroute2's message classes (the attribute tables)
+and not its IPRoute socket: importing those takes a fifth of the time (docs/adr/0002), and the
+agent's start is what most applies spend their time on. What is left to do here is to send
+requests and to raise the kernel's own sentence when it refuses one (NLMSGERR_ATTR_MSG).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import importlib.machinery
+import ipaddress
+import os
+import socket
+import struct
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from overlay_agent.errors import KernelError
+
+
+def _prepare_pyroute2() -> None:
+    """Registers pyroute2 without running its __init__, which imports all of its protocols, and in
+    place of its settings, which import multiprocessing and platform, the few that are read here."""
+    found = importlib.machinery.PathFinder.find_spec("pyroute2")
+    if "pyroute2" in sys.modules or not found or not found.submodule_search_locations:
+        return
+    package, settings = types.ModuleType("pyroute2"), types.ModuleType("pyroute2.config")
+    package.__path__ = list(found.submodule_search_locations)
+    vars(settings).update(AF_BRIDGE=7, data_plugins_pkgs=[], data_plugins_path=[])
+    vars(package)["config"] = settings
+    sys.modules.update({"pyroute2": package, "pyroute2.config": settings})
+
+
+_prepare_pyroute2()
+
+from pyroute2.netlink import nla  # noqa: E402 - after the line above
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # noqa: E402
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # noqa: E402
+from pyroute2.netlink.rtnl.ndmsg import ndmsg  # noqa: E402
+
+# linux/netlink.h, linux/rtnetlink.h, linux/if.h, linux/neighbour.h
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x4, 0x10
+NLM_F_DUMP, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND, NLM_F_REPLACE = 0x300, 0x200, 0x400, 0x800, 0x100
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_CAPPED, NLM_F_ACK_TLVS, NLMSGERR_ATTR_MSG = 0x100, 0x200, 1
+SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+AF_BRIDGE = 7
+IFF_UP = 1
+NLA_F_NESTED = 0x8000
+NTF_SELF, NUD_PERMANENT, NUD_NOARP = 2, 0x80, 0x40
+RTPROT_KERNEL, RTM_F_CLONED, RTNH_F_ONLINK = 2, 0x200, 4
+RTA_OIF, RTA_MULTIPATH, RTA_CACHEINFO = 4, 9, 12
+RTEXT_FILTER_SKIP_STATS = 8
+ADDR_GEN_EUI64, ADDR_GEN_NONE = 0, 1
+IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
+SCOPE_LINK = 253
+#: Requests sent together. Bounded, so that their answers fit into the socket's buffer.
+BATCH = 200
+
+
+_vxlan: Any = ifinfmsg.ifinfo.data_map["vxlan"]
+
+
+class _Vxlan(_vxlan):  # type: ignore[misc]
+    """pyroute2 0.9.7 has two of the attributes in another form than the kernel: the flow label is
+    big-endian, and TTL_INHERIT is an empty flag in requests but a byte in answers."""
+
+    nla_map = tuple(
+        (name, {"IFLA_VXLAN_LABEL": "be32", "IFLA_VXLAN_TTL_INHERIT": "cdata"}.get(name, form))
+        for name, form in _vxlan.nla_map
+    )
+
+    class port_range(nla):  # type: ignore[misc]  # noqa: N801 - pyroute2 finds the class by the attribute's word
+        fields = (("low", ">H"), ("high", ">H"))
+
+
+ifinfmsg.ifinfo.register_link_kind(module={"vxlan": _Vxlan})
+
+
+@dataclasses.dataclass
+class Link:
+    """One network device as the kernel has it. `data` and `port` are by netlink attribute name."""
+
+    name: str
+    index: int
+    kind: str
+    mac: str
+    mtu: int
+    up: bool
+    alias: str
+    master: int
+    link_local: bool
+    data: dict[str, Any]
+    port: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class FdbEntry:
+    """One entry of a device's own forwarding table: frames for `mac` go to the VTEP `dst`."""
+
+    mac: str
+    dst: str | None
+    permanent: bool
+
+
+class Kernel:
+    """One netlink socket in the current network namespace.
+
+    `links` holds every device, read once by `refresh` and kept up to date by the requests of this
+    object. `after_request` is called after each request that changes something (tests kill the
+    agent there).
+    """
+
+    def __init__(self, after_request: Callable[[], None] | None = None) -> None:
+        self.after_request = after_request
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._socket.bind((0, 0))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
+            with suppress(OSError):  # before Linux 4.20: errors without a sentence, dumps unfiltered
+                self._socket.setsockopt(SOL_NETLINK, option, 1)
+        self._sequence = 0
+        self.links: dict[str, Link] = {}
+        self.name_of: dict[int, str] = {}
+        self.index_of: dict[str, int] = {}
+        self._addresses: dict[int, list[str]] = {}
+        self.refresh()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Reads all devices and addresses anew."""
+        self.links, self.name_of, self.index_of, self._addresses = {}, {}, {}, {}
+        request = ifinfmsg()
+        request["attrs"] = [("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
+        for message in self._dump(RTM_GETLINK, request):
+            link = _link(message)
+            self.links[link.name] = link
+            self.name_of[link.index] = link.name
+            self.index_of[link.name] = link.index
+        for message in self._dump(RTM_GETADDR, ifaddrmsg()):
+            address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            if message["scope"] != SCOPE_LINK:
+                spelled = str(ipaddress.ip_interface(f"{address}/{message['prefixlen']}"))
+                self._addresses.setdefault(message["index"], []).append(spelled)
+
+    def addresses(self, link: Link) -> list[str]:
+        """The device's addresses with prefix length, without link-local ones of IPv6."""
+        return self._addresses.get(link.index, [])
+
+    def device_with(self, address: str) -> Link | None:
+        """The device that holds the address."""
+        wanted = ipaddress.ip_address(address)
+        for index, addresses in self._addresses.items():
+            if any(ipaddress.ip_interface(a).ip == wanted for a in addresses):
+                return self.links[self.name_of[index]]
+        return None
+
+    def ports(self, bridge: str) -> list[str]:
+        """The devices that are ports of the bridge."""
+        index = self.index_of.get(bridge)
+        return sorted(link.name for link in self.links.values() if index and link.master == index)
+
+    def fdb(self, link: Link) -> list[FdbEntry]:
+        """The device's own forwarding table (not the bridge's)."""
+        request = ndmsg()
+        request["family"], request["ifindex"] = AF_BRIDGE, link.index
+        return [
+            FdbEntry(m.get_attr("NDA_LLADDR"), m.get_attr("NDA_DST"), bool(m["state"] & NUD_PERMANENT))
+            for m in self._dump(RTM_GETNEIGH, request)
+            if m["ifindex"] == link.index and m["flags"] & NTF_SELF
+        ]
+
+    def routes(self, index: int) -> list[str]:
+        """Routes through the device that somebody made (not the kernel for an address of its own),
+        each as the hexadecimal text of its netlink message: whatever a route can have is kept."""
+        # With strict checking the kernel itself leaves out other devices' routes; older ones send all.
+        request = struct.pack("=BBBBBBBBI", 0, 0, 0, 0, 0, 0, 0, 0, 0) + struct.pack("=HHI", 8, RTA_OIF, index)
+        found = [_Route(body[16:]) for body in self._dump_raw(RTM_GETROUTE, request)]
+        return [
+            route.text(route.flags & RTNH_F_ONLINK)
+            for route in found
+            if route.protocol != RTPROT_KERNEL and not route.flags & RTM_F_CLONED and index in route.devices()
+        ]
+
+    # -- changing ---------------------------------------------------------------------------
+
+    def create_link(self, name: str, kind: str, mtu: int, mac: str, data: Mapping[str, Any], index: int = 0) -> None:
+        """Makes a device, down. `index`: the interface index it should have, if that is free."""
+        message = _link_request(index if index not in self.name_of else 0)
+        info: dict[str, list[Any]] = {"attrs": [("IFLA_INFO_KIND", kind)]}
+        if data:
+            info["attrs"].append(("IFLA_INFO_DATA", {"attrs": list(data.items())}))
+        message["attrs"] = [
+            ("IFLA_IFNAME", name),
+            ("IFLA_MTU", mtu),
+            ("IFLA_ADDRESS", mac),
+            ("IFLA_LINKINFO", info),
+        ]
+        self._change(f"{name}: create {kind}", RTM_NEWLINK, [message], NLM_F_CREATE | NLM_F_EXCL)
+        self._reread(name)
+
+    def set_label(self, name: str, label: str, link_local: bool) -> None:
+        """Sets the alias; not in the request that makes a device, where the kernel ignores it."""
+        message = _link_request(self.index_of[name])
+        message["attrs"] = [("IFLA_IFALIAS", label), _address_generation(link_local)]
+        self._change(f"{name}: set alias", RTM_NEWLINK, [message])
+        self.links[name].alias, self.links[name].link_local = label, link_local
+
+    def set_link_local(self, name: str, link_local: bool) -> None:
+        message = _link_request(self.index_of[name])
+        message["attrs"] = [_address_generation(link_local)]
+        self._change(f"{name}: set addrgenmode", RTM_NEWLINK, [message])
+
+    def change_link(self, name: str, kind: str, data: Mapping[str, Any]) -> None:
+        """Changes a device's own attributes in place."""
+        message = _link_request(self.index_of[name])
+        info = {"attrs": [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", {"attrs": list(data.items())})]}
+        message["attrs"] = [("IFLA_LINKINFO", info)]
+        self._change(f"{name}: change {kind}", RTM_NEWLINK, [message])
+
+    def set_link(self, name: str, mtu: int, mac: str) -> None:
+        message = _link_request(self.index_of[name])
+        message["attrs"] = [("IFLA_MTU", mtu), ("IFLA_ADDRESS", mac)]
+        self._change(f"{name}: set mtu {mtu}, mac {mac}", RTM_NEWLINK, [message])
+
+    def set_up(self, name: str, up: bool = True) -> None:
+        message = _link_request(self.index_of[name])
+        message["flags"], message["change"] = IFF_UP if up else 0, IFF_UP
+        self._change(f"{name}: set {'up' if up else 'down'}", RTM_NEWLINK, [message])
+
+    def set_master(self, name: str, bridge: str | None) -> None:
+        """Makes the device a port of the bridge, or of none."""
+        message = _link_request(self.index_of[name])
+        message["attrs"] = [("IFLA_MASTER", self.index_of[bridge] if bridge else 0)]
+        self._change(f"{name}: set master {bridge or 'none'}", RTM_NEWLINK, [message])
+
+    def set_port(self, name: str, flags: Mapping[str, int]) -> None:
+        """Sets the port's flags on its bridge."""
+        message = _link_request(self.index_of[name])
+        message["family"] = AF_BRIDGE
+        message["attrs"] = [("IFLA_PROTINFO", {"attrs": list(flags.items())}, NLA_F_NESTED)]
+        self._change(f"{name}: set port", RTM_SETLINK, [message])
+
+    def delete_link(self, name: str) -> None:
+        """Removes the device; one that is gone already is no error."""
+        index = self.index_of.get(name)
+        if index is None:
+            return
+        try:
+            self._change(f"{name}: delete", RTM_DELLINK, [_link_request(index)])
+        except KernelError as error:
+            if error.code != errno.ENODEV:
+                raise
+        for table in (self.links, self.index_of):
+            table.pop(name, None)
+        self.name_of.pop(index, None)
+
+    def set_addresses(self, name: str, have: Iterable[str], want: Iterable[str]) -> None:
+        """Adds and removes addresses (each with its prefix length)."""
+        have, want = list(have), list(want)
+        gone = [address for address in have if address not in want]
+        for address in gone:
+            message = _address_request(self.index_of[name], address)
+            try:
+                self._change(f"{name}: remove address {address}", RTM_DELADDR, [message])
+            except KernelError as error:
+                if error.code != errno.EADDRNOTAVAIL:  # it went with the first of its subnet, see below
+                    raise
+        # With the first IPv4 address of a subnet the kernel removes its others too (unless
+        # promote_secondaries is set), so what stays is said again.
+        for address in want if gone else [a for a in want if a not in have]:
+            message = _address_request(self.index_of[name], address)
+            flags = NLM_F_CREATE | NLM_F_REPLACE
+            self._change(f"{name}: add address {address}", RTM_NEWADDR, [message], flags)
+
+    def order_addresses(self, name: str, want: Sequence[str]) -> None:
+        """Makes the IPv4 addresses stand in that order, when they are those but in another."""
+        self.refresh()
+        have = [address for address in self.addresses(self.links[name]) if ":" not in address]
+        want = [address for address in want if ":" not in address]
+        if want != have and sorted(want) == sorted(have):
+            self.set_addresses(name, have, [])
+            self.set_addresses(name, [], want)
+
+    def set_flood(self, name: str, mac: str, add: Sequence[str], remove: Sequence[str]) -> None:
+        """Adds and removes destinations of one MAC address in the device's forwarding table."""
+        index = self.index_of[name]
+        additions = [_fdb_request(index, mac, dst) for dst in add]
+        removals = [_fdb_request(index, mac, dst) for dst in remove]
+        self._change(f"{name}: add peers", RTM_NEWNEIGH, additions, NLM_F_CREATE | NLM_F_APPEND)
+        self._change(f"{name}: remove peers", RTM_DELNEIGH, removals)
+
+    def add_routes(self, routes: Iterable[str], was: int, index: int) -> list[str]:
+        """Puts routes back that `routes` read and that are not there any more, onto the device that
+        now has `index`. Returns the refusals: a gateway that the kernel cannot reach any longer."""
+        there = self.routes(index)
+        refused: list[str] = []
+        for text in routes:
+            route = _Route(bytes.fromhex(text)).moved(was, index)
+            if route.text(route.flags) not in there:
+                refused += self._add_route(route)
+        return refused
+
+    def _add_route(self, route: _Route) -> list[str]:
+        try:
+            self._exchange("route", RTM_NEWROUTE, [route.data], NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)
+        except KernelError as error:
+            return [f"{route} is gone ({error.sentence or os.strerror(error.code)})"]
+        finally:
+            self.reached()
+        return []
+
+    def reached(self) -> None:
+        """Marks the end of a request that changed something."""
+        if self.after_request:
+            self.after_request()
+
+    # -- transport --------------------------------------------------------------------------
+
+    def _reread(self, name: str) -> None:
+        request = ifinfmsg()
+        request["attrs"] = [("IFLA_IFNAME", name)]
+        (message,) = self._exchange(f"{name}: read", RTM_GETLINK, [request], 0)
+        link = _link(message)
+        self.links[name] = link
+        self.name_of[link.index], self.index_of[name] = name, link.index
+
+    def _change(self, what: str, type_: int, messages: list[Any], flags: int = 0) -> None:
+        # A test that kills the agent after each request needs them one by one.
+        size = 1 if self.after_request else BATCH
+        for start in range(0, len(messages), size):
+            self._exchange(what, type_, messages[start : start + size], NLM_F_ACK | flags)
+            self.reached()
+
+    def _dump(self, type_: int, message: Any) -> Iterator[Any]:
+        return (_decoded(type(message), body) for body in self._dump_raw(type_, message))
+
+    def _dump_raw(self, type_: int, message: Any) -> list[bytes]:
+        for _ in range(5):
+            found, interrupted = [], False
+            self._send(type_, [message], NLM_F_DUMP)
+            for answer_type, flags, body in self._answers():
+                interrupted |= bool(flags & NLM_F_DUMP_INTR)
+                if answer_type == NLMSG_DONE:
+                    break
+                if answer_type == NLMSG_ERROR:
+                    _raise(f"dump {type_}", body)
+                found.append(body)
+            if not interrupted:
+                return found
+        raise KernelError(f"dump {type_}", errno.EINTR, "the table changed at each of 5 attempts to read it; try again")
+
+    def _exchange(self, what: str, type_: int, messages: list[Any], flags: int) -> list[Any]:
+        """Sends requests together and reads the answer to each. Raises the first refusal, after
+        all answers were read, so that the socket is in step again."""
+        first = self._sequence + 1
+        self._send(type_, messages, flags)
+        refusal: KernelError | None = None
+        found: list[Any] = []
+        waiting = set(range(first, first + len(messages)))
+        answers = self._answers(with_sequence=True)
+        while waiting:
+            answer_type, sequence, body = next(answers)
+            waiting.discard(sequence)
+            if answer_type == NLMSG_ERROR:
+                try:
+                    _raise(what, body)
+                except KernelError as error:
+                    refusal = refusal or error
+            else:
+                found.append(_decoded(type(messages[0]), body))
+        if refusal:
+            raise refusal
+        return found
+
+    def _send(self, type_: int, messages: list[Any], flags: int) -> None:
+        out = bytearray()
+        for message in messages:
+            self._sequence += 1
+            if isinstance(message, bytes):
+                head = (16 + len(message), type_, NLM_F_REQUEST | flags, self._sequence, 0)
+                out += struct.pack("=IHHII", *head) + message
+                continue
+            message["header"] = {
+                "type": type_,
+                "flags": NLM_F_REQUEST | flags,
+                "sequence_number": self._sequence,
+                "pid": 0,
+            }
+            message.reset()
+            message.encode()
+            out += message.data
+        self._socket.send(out)
+
+    def _answers(self, with_sequence: bool = False) -> Iterator[tuple[int, int, bytes]]:
+        while True:
+            data = self._socket.recv(1 << 18)
+            offset = 0
+            while offset < len(data):
+                length, type_, flags, sequence = struct.unpack_from("=IHHI", data, offset)
+                yield type_, sequence if with_sequence else flags, data[offset : offset + length]
+                offset += (length + 3) & ~3
+
+
+class _Route:
+    """One route as its netlink message has it: struct rtmsg (linux/rtnetlink.h) and attributes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.family, self.length = data[0], data[1]
+        self.protocol = data[5]
+        (self.flags,) = struct.unpack_from("=I", data, 8)
+
+    def attributes(self) -> Iterator[tuple[int, int, int]]:
+        """(type, where its value starts, where it ends) of each."""
+        offset = 12
+        while offset + 4 <= len(self.data):
+            length, type_ = struct.unpack_from("=HH", self.data, offset)
+            yield type_ & 0x3FFF, offset + 4, offset + length
+            offset += (max(length, 4) + 3) & ~3
+
+    def _indexes(self) -> Iterator[int]:
+        """Where in the message the interface indexes stand."""
+        for type_, start, end in self.attributes():
+            if type_ == RTA_OIF:
+                yield start
+            while type_ == RTA_MULTIPATH and start < end:  # struct rtnexthop, one after the other
+                yield start + 4
+                start += (max(struct.unpack_from("=H", self.data, start)[0], 8) + 3) & ~3  # noqa: PLW2901
+
+    def devices(self) -> set[int]:
+        return {struct.unpack_from("=i", self.data, where)[0] for where in self._indexes()}
+
+    def moved(self, was: int, index: int) -> _Route:
+        """The same route through the device that now has another index."""
+        data = bytearray(self.data)
+        for where in self._indexes():
+            if struct.unpack_from("=i", data, where)[0] == was:
+                struct.pack_into("=i", data, where, index)
+        return _Route(bytes(data))
+
+    def text(self, flags: int) -> str:
+        """The message without what changes by itself (flags of the moment, times of expiry)."""
+        kept = b"".join(
+            self.data[start - 4 : (end + 3) & ~3] for type_, start, end in self.attributes() if type_ != RTA_CACHEINFO
+        )
+        return (self.data[:8] + struct.pack("=I", flags) + kept).hex()
+
+    def __str__(self) -> str:
+        for type_, start, end in self.attributes():
+            if type_ == 1:  # RTA_DST
+                return f"route {ipaddress.ip_address(self.data[start:end])}/{self.length}"
+        return "route default"
+
+
+def _decoded(class_: Any, body: bytes) -> Any:
+    message = class_(bytearray(body))
+    message.decode()
+    return message
+
+
+def _raise(what: str, body: bytes) -> None:
+    """Raises the refusal in an NLMSG_ERROR; an error of 0 is an acknowledgement."""
+    (code,) = struct.unpack_from("=i", body, 16)
+    if code:
+        flags, length = struct.unpack_from("=H", body, 6)[0], struct.unpack_from("=I", body, 20)[0]
+        # The request stands in the answer, its body only without NETLINK_CAP_ACK; then what
+        # NETLINK_EXT_ACK adds. (pyroute2's own class looks for that in the wrong place.)
+        offset = 20 + (16 if flags & NLM_F_CAPPED else length)
+        sentence = None
+        while flags & NLM_F_ACK_TLVS and offset + 4 <= len(body):
+            size, type_ = struct.unpack_from("=HH", body, offset)
+            if type_ == NLMSGERR_ATTR_MSG:
+                sentence = body[offset + 4 : offset + size].rstrip(b"\0").decode(errors="replace").rstrip(".")
+            offset += (max(size, 4) + 3) & ~3
+        raise KernelError(what, -code, sentence)
+
+
+def _link(message: Any) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    kind = info.get_attr("IFLA_INFO_KIND") if info else None
+    data = info.get_attr("IFLA_INFO_DATA") if info else None
+    slave = info.get_attr("IFLA_INFO_SLAVE_DATA") if info else None
+    spec = message.get_attr("IFLA_AF_SPEC")
+    inet6 = spec.get_attr("AF_INET6") if spec else None
+    mode = inet6.get_attr("IFLA_INET6_ADDR_GEN_MODE") if inet6 else ADDR_GEN_NONE
+    return Link(
+        name=message.get_attr("IFLA_IFNAME"),
+        index=message["index"],
+        kind=kind or "",
+        mac=message.get_attr("IFLA_ADDRESS") or "",
+        mtu=message.get_attr("IFLA_MTU"),
+        up=bool(message["flags"] & IFF_UP),
+        alias=message.get_attr("IFLA_IFALIAS") or "",
+        master=message.get_attr("IFLA_MASTER") or 0,
+        link_local=mode != ADDR_GEN_NONE,
+        data=_attributes(data),
+        port=_attributes(slave) if info and info.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge" else {},
+    )
+
+
+def _attributes(holder: Any) -> dict[str, Any]:
+    if not isinstance(holder, dict):  # a kind that pyroute2 does not know is left as hex text
+        return {}
+    return dict(tuple(attribute) for attribute in holder["attrs"])
+
+
+def _link_request(index: int) -> Any:
+    message = ifinfmsg()
+    message["index"] = index
+    return message
+
+
+def _address_generation(link_local: bool) -> tuple[str, Any]:
+    mode = ADDR_GEN_EUI64 if link_local else ADDR_GEN_NONE
+    inet6 = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", mode)]}
+    return ("IFLA_AF_SPEC", {"attrs": [("AF_INET6", inet6)]})
+
+
+def _address_request(index: int, address: str) -> Any:
+    interface = ipaddress.ip_interface(address)
+    message = ifaddrmsg()
+    message["index"], message["prefixlen"] = index, interface.network.prefixlen
+    message["family"] = socket.AF_INET if interface.version == 4 else socket.AF_INET6
+    message["attrs"] = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
+    if interface.version == 4 and interface.network.prefixlen < 31:
+        message["attrs"].append(("IFA_BROADCAST", str(interface.network.broadcast_address)))
+    if interface.version == 6:
+        # The planner knows that nobody else has it, and an overlay is often not up yet.
+        message["flags"] = IFA_F_NODAD
+    return message
+
+
+def _fdb_request(index: int, mac: str, dst: str) -> Any:
+    message = ndmsg()
+    message["family"], message["ifindex"] = AF_BRIDGE, index
+    message["state"], message["flags"] = NUD_PERMANENT | NUD_NOARP, NTF_SELF
+    message["attrs"] = [("NDA_LLADDR", mac), ("NDA_DST", dst)]
+    return message

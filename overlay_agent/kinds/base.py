@@ -1,0 +1,369 @@
+"""How a kind plugs in, and what every network device has in common.
+
+A kind is a spec class (its attributes, see fields.py) and a `Kind` that knows how to read, make,
+change and remove such a thing. Diff, reconcile and guard know nothing else, so a new kind is one
+file and a line in the registry. What most devices share is in `DeviceKind`: a device's file is
+usually the attribute list with the netlink names, `to_link`, `from_link` and `words`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from overlay_agent import fields
+from overlay_agent.errors import KernelError
+from overlay_agent.fields import RECREATE, SET, Difference, attribute, optional
+
+if TYPE_CHECKING:
+    from overlay_agent.document import Document
+    from overlay_agent.kernel import Kernel, Link
+
+DEVICES, SERVICES = "devices", "services"
+MTU_LEAST = 68
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One object on one host, fully resolved."""
+
+    KIND: ClassVar[str] = ""
+
+
+class Kind:
+    """How one kind of object is read, made, changed, removed and explained.
+
+    `mark` is what shows that an object is this stack's: "overlay:<project>/<stack>/<name>".
+    """
+
+    #: The name in documents.
+    name: str = ""
+    spec: type[Any] = Spec
+    #: Where in a document it stands.
+    group: str = SERVICES
+    #: Kernel modules to load before such an object is made.
+    modules: tuple[str, ...] = ()
+    #: Objects are made in ascending and removed in descending rank: a bridge before its ports.
+    rank: int = 10
+
+    # -- pure -------------------------------------------------------------------------------
+
+    def wrong(self, spec: Any) -> list[str]:
+        """What contradicts itself in a spec whose fields are each right: ["<field>: <error>"]."""
+        return []
+
+    def remake(self, found: Any, wanted: Any) -> set[str]:
+        """Fields that are SET in general, but not from that value to this."""
+        return set()
+
+    def commands(self, name: str, spec: Any, mark: str) -> list[list[str]]:
+        """The commands with which a person would make the object by hand."""
+        raise NotImplementedError
+
+    def listens(self, spec: Any) -> list[Listens]:
+        """What peers send to this host for it, so that a firewall in between can be named."""
+        return []
+
+    # -- on the host ------------------------------------------------------------------------
+
+    def find(self, kernel: Kernel, name: str, mark: str) -> Any:
+        """The spec of the object, every field read from the host; None where there is none."""
+        raise NotImplementedError
+
+    def still_ours(self, kernel: Kernel, name: str, stored: Mapping[str, Any]) -> bool:
+        """Whether what has that name now is what this stack once made there, by the stored spec."""
+        return True
+
+    def beside(self, kernel: Kernel, name: str, mark: str) -> list[Difference]:
+        """Differences that are in no field: the mark is not there."""
+        return []
+
+    def wrong_here(self, kernel: Kernel, name: str, spec: Any, wanted: Document) -> list[str]:
+        """Why this host cannot have the object; `wanted` is the document it stands in."""
+        return []
+
+    def in_use(self, kernel: Kernel, name: str, going: set[str]) -> list[str]:
+        """Why the object should not be removed together with those in `going`."""
+        return []
+
+    def image(self, kernel: Kernel, name: str, mark: str) -> dict[str, Any]:
+        """What `put_back` needs beside the spec, as plain data: the mark that is there, and what
+        hangs on the object and goes when it goes."""
+        return {"mark": mark}
+
+    def create(self, kernel: Kernel, name: str, spec: Any, mark: str, image: Mapping[str, Any]) -> None:
+        """Makes the object. `image`: of the one that was there before, or empty."""
+        raise NotImplementedError
+
+    def change(self, kernel: Kernel, name: str, spec: Any, found: Any, mark: str) -> None:
+        """Sets in place what differs between `found` and `spec`."""
+        raise NotImplementedError
+
+    def delete(self, kernel: Kernel, name: str, mark: str) -> None:
+        """Removes the object; one that is gone already is no error."""
+        raise NotImplementedError
+
+    def put_back(self, kernel: Kernel, name: str, image: Mapping[str, Any], *, exactly: bool) -> list[str]:
+        """Brings back what hung on the object. `exactly`: this is an undo. Returns what could not
+        be brought back."""
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Listens:
+    """Packets from the peers that have to reach this host."""
+
+    protocol: str
+    port: int
+    peers: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Device(Spec):
+    """One network device on one host, fully resolved. Units: MTU in bytes."""
+
+    #: IFLA_MTU. Below 68 IPv4 cannot work (RFC 791), below 1280 IPv6 cannot (RFC 8200).
+    mtu: int = attribute(fields.Integer(MTU_LEAST, 65535))
+    #: Derived by the planner from stack, host and device, so that a reboot does not change it.
+    mac: str = attribute(fields.Mac())
+    #: Whether it is up (IFF_UP).
+    up: bool = attribute(fields.Flag(), default=True)
+    #: The bridge this device is a port of.
+    bridge: str | None = attribute(optional(fields.InterfaceName()), default=None)
+    #: Ports that are isolated do not forward to each other (IFLA_BRPORT_ISOLATED): no loops.
+    isolated: bool = attribute(fields.Flag(), default=False)
+    #: The bridge answers ARP and ND for what it knows behind this port (IFLA_BRPORT_NEIGH_SUPPRESS).
+    neigh_suppress: bool = attribute(fields.Flag(), default=False)
+    #: The bridge learns source addresses on this port (IFLA_BRPORT_LEARNING).
+    port_learning: bool = attribute(fields.Flag(), default=True)
+    #: Addresses with prefix length, each with an (as yet empty) object for options.
+    addresses: dict[str, Any] = attribute(fields.ADDRESSES, default={})  # noqa: RUF009 - a dataclasses.field
+    #: Whether the kernel gives the device an IPv6 link-local address (IFLA_INET6_ADDR_GEN_MODE).
+    link_local: bool = attribute(fields.Flag(), default=False)
+
+
+#: Fields of `Device` that live on the bridge port, and mean nothing without a bridge.
+PORT_FIELDS = {
+    "isolated": "IFLA_BRPORT_ISOLATED",
+    "neigh_suppress": "IFLA_BRPORT_NEIGH_SUPPRESS",
+    "port_learning": "IFLA_BRPORT_LEARNING",
+}
+
+
+class DeviceKind(Kind):
+    """What all kinds of network device share; `name` is also their IFLA_INFO_KIND."""
+
+    spec: type[Any] = Device
+    group = DEVICES
+    #: The kernel's build option.
+    option: str = ""
+    #: Own fields that are sent at creation even when they have their default value: the kernel's
+    #: default is another one.
+    always_sent: frozenset[str] = frozenset()
+
+    def own_fields(self) -> list[dataclasses.Field[Any]]:
+        """The fields that this kind has beside those of every device."""
+        common = {f.name for f in dataclasses.fields(Device)}
+        return [f for f in dataclasses.fields(self.spec) if f.name not in common]
+
+    # -- pure -------------------------------------------------------------------------------
+
+    def to_link(self, spec: Any, names: Iterable[str], index: Mapping[str, int]) -> dict[str, Any]:
+        """The IFLA_INFO_DATA of those fields. `index` gives the interface index of a name."""
+        data: dict[str, Any] = {}
+        for field in dataclasses.fields(spec):
+            if field.name in names:
+                value, nla = getattr(spec, field.name), field.metadata["nla"]
+                data.update({nla: int(value)} if nla else self.encode(field.name, value, index))
+        return data
+
+    def encode(self, field: str, value: Any, index: Mapping[str, int]) -> dict[str, Any]:
+        """The IFLA_INFO_DATA of a field that has no netlink attribute of its own form."""
+        return {}
+
+    def from_link(self, link: Link, name_of: Mapping[int, str]) -> dict[str, Any]:
+        """The spec's own fields as the kernel has them, by field name (inverse of `to_link`)."""
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(self.spec):
+            nla = field.metadata["nla"]
+            if nla and nla in link.data:
+                value = link.data[nla]
+                found[field.name] = bool(value) if isinstance(field.metadata["type"], fields.Flag) else value
+        return found
+
+    def words(self, name: str, spec: Any) -> list[str]:
+        """The `ip link add` arguments after the device's name, as a person would type them."""
+        return ["type", self.name]
+
+    def more_commands(self, name: str, spec: Any) -> list[list[str]]:
+        """Commands that follow the device's making: forwarding entries and the like."""
+        return []
+
+    def commands(self, name: str, spec: Any, mark: str) -> list[list[str]]:
+        head = ["ip", "link", "add", name, "mtu", str(spec.mtu), "address", spec.mac]
+        out = [head + self.words(name, spec)]
+        mode = "eui64" if spec.link_local else "none"
+        out.append(["ip", "link", "set", "dev", name, "addrgenmode", mode])
+        if spec.bridge:
+            out.append(["ip", "link", "set", "dev", name, "master", spec.bridge])
+            flags = {"isolated": spec.isolated, "neigh_suppress": spec.neigh_suppress}
+            words = [w for flag, on in flags.items() if on for w in (flag, "on")]
+            words += [] if spec.port_learning else ["learning", "off"]
+            out += [["bridge", "link", "set", "dev", name, *words]] if words else []
+        for address in spec.addresses:
+            nodad = ["nodad"] if ":" in address else ["brd", "+"]
+            out.append(["ip", "address", "add", address, "dev", name, *nodad])
+        out += [["ip", "link", "set", "dev", name, "up"]] if spec.up else []
+        out.append(["ip", "link", "set", "dev", name, "alias", mark])
+        return out + self.more_commands(name, spec)
+
+    # -- on the host ------------------------------------------------------------------------
+
+    def find(self, kernel: Kernel, name: str, mark: str) -> Any:
+        link = kernel.links.get(name)
+        return self.observe(kernel, link) if link and link.kind == self.name else None
+
+    def still_ours(self, kernel: Kernel, name: str, stored: Mapping[str, Any]) -> bool:
+        # An alias can be lost by hand; kind and MAC address, which is derived, still tell.
+        link = kernel.links.get(name)
+        return bool(
+            link
+            and not link.alias.startswith("overlay:")
+            and (link.kind, link.mac) == (stored.get("kind"), stored.get("mac"))
+        )
+
+    def beside(self, kernel: Kernel, name: str, mark: str) -> list[Difference]:
+        alias = kernel.links[name].alias
+        return [] if alias == mark else [("alias", alias or None, mark or None)]
+
+    def wrong_here(self, kernel: Kernel, name: str, spec: Any, wanted: Document) -> list[str]:
+        out: list[str] = []
+        if spec.bridge and spec.bridge not in wanted.devices:
+            bridge = kernel.links.get(spec.bridge)
+            if not bridge or bridge.kind != "bridge":
+                out.append(f"bridge {spec.bridge!r} is not on this host; declare it")
+        return out
+
+    def in_use(self, kernel: Kernel, name: str, going: set[str]) -> list[str]:
+        others = [port for port in kernel.ports(name) if port not in going]
+        return [f"has ports that are not ours ({', '.join(others)}), probably of running containers"] if others else []
+
+    def image(self, kernel: Kernel, name: str, mark: str) -> dict[str, Any]:
+        link = kernel.links[name]
+        return {
+            "mark": link.alias,
+            "index": link.index,
+            "addresses": kernel.addresses(link),
+            "ports": kernel.ports(name),
+            "routes": kernel.routes(link.index),
+        }
+
+    def observe(self, kernel: Kernel, link: Link) -> Any:
+        """The spec of an existing device of this kind."""
+        found = {
+            "mtu": link.mtu,
+            "mac": link.mac,
+            "up": link.up,
+            "bridge": kernel.name_of.get(link.master) if link.master else None,
+            "addresses": {address: {} for address in kernel.addresses(link)},
+            "link_local": link.link_local,
+        }
+        if link.master:
+            found.update({f: bool(link.port[nla]) for f, nla in PORT_FIELDS.items() if nla in link.port})
+        return self.spec(**found, **self.from_link(link, kernel.name_of))
+
+    def create(self, kernel: Kernel, name: str, spec: Any, mark: str, image: Mapping[str, Any]) -> None:
+        # A default is left to the kernel: older ones, and some builds, refuse attributes of what
+        # they lack even when the value says "off". The read-back tells when a default differs.
+        names = {f.name for f in self.own_fields() if getattr(spec, f.name) != fields.default_of(f)}
+        data = self.to_link(spec, names | self.always_sent, kernel.index_of)
+        mtu, index = self.first_mtu(spec), image.get("index", 0)
+        with self.explained(names):
+            kernel.create_link(name, self.name, mtu=mtu, mac=spec.mac, data=data, index=index)
+        kernel.set_label(name, mark, link_local=spec.link_local)
+        made = {"mtu": mtu, "mac": spec.mac, "link_local": spec.link_local, "up": False}
+        self.change_rest(kernel, name, spec, self.spec(**made))
+
+    def first_mtu(self, spec: Any) -> int:
+        """The MTU with which the device is made; the right one is set afterwards."""
+        return int(spec.mtu)
+
+    def change(self, kernel: Kernel, name: str, spec: Any, found: Any, mark: str) -> None:
+        if kernel.links[name].alias != mark:
+            kernel.set_label(name, mark, link_local=found.link_local)
+        names = {f.name for f in self.own_fields() if getattr(spec, f.name) != getattr(found, f.name)}
+        data = self.to_link(spec, names, kernel.index_of)
+        if data:
+            with self.explained(names):
+                kernel.change_link(name, self.name, data)
+        self.change_rest(kernel, name, spec, found)
+
+    def change_rest(self, kernel: Kernel, name: str, spec: Any, found: Any) -> None:
+        """Sets in place what differs beside IFLA_INFO_DATA."""
+        if spec.link_local != found.link_local:
+            kernel.set_link_local(name, spec.link_local)
+        if (spec.mtu, spec.mac) != (found.mtu, found.mac):
+            kernel.set_link(name, mtu=spec.mtu, mac=spec.mac)
+        if spec.bridge != found.bridge:
+            kernel.set_master(name, spec.bridge)
+        flags = {nla: int(getattr(spec, f)) for f, nla in PORT_FIELDS.items()}
+        there = {nla: int(getattr(found, f)) for f, nla in PORT_FIELDS.items()}
+        if spec.bridge and (spec.bridge, flags) != (found.bridge, there):
+            kernel.set_port(name, flags)
+        have = set(found.addresses)
+        if found.up and not spec.up:
+            kernel.set_up(name, False)
+            have = {address for address in have if ":" not in address}  # the others went with it
+        kernel.set_addresses(name, have, spec.addresses)
+        if spec.up and not found.up:
+            kernel.set_up(name, True)
+
+    def explained(self, names: Iterable[str]) -> Explained:
+        """Within it, what this kernel was built without is said in words that help."""
+        return Explained(self, [fields.json_name(name) for name in sorted(names)])
+
+    def delete(self, kernel: Kernel, name: str, mark: str) -> None:
+        kernel.delete_link(name)
+
+    def put_back(self, kernel: Kernel, name: str, image: Mapping[str, Any], *, exactly: bool) -> list[str]:
+        index = kernel.index_of[name]
+        for port in image["ports"]:
+            # Ports of ours that were removed too come back by their own spec.
+            if port in kernel.links and not kernel.links[port].master:
+                kernel.set_master(port, name)
+        if exactly:
+            # The first address of a subnet is the one that packets are sent from.
+            kernel.order_addresses(name, image["addresses"])
+        return [f"{name}: {refusal}" for refusal in kernel.add_routes(image["routes"], image["index"], index)]
+
+
+class Explained:
+    """Adds to "not supported" what is missing, and what to do."""
+
+    def __init__(self, kind: DeviceKind, names: list[str]) -> None:
+        self._kind, self._names = kind, names
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, type_: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, KernelError) or error.code != errno.EOPNOTSUPP:
+            return
+        kind = self._kind
+        if error.sentence == "Unknown device type":
+            hint = (
+                f"; this kernel has no {kind.name}: load its module (modprobe {kind.modules[0]}; on some clouds it "
+                f"is in the package linux-modules-extra), or boot a kernel built with {kind.option}"
+            )
+        else:
+            words = ", ".join(self._names) or "one of its attributes"
+            hint = f"; this kernel was built without {words}: leave it out, or boot another kernel"
+        raise KernelError(error.what, error.code, error.sentence, hint) from None
+
+
+__all__ = [
+    "DEVICES", "MTU_LEAST", "PORT_FIELDS", "RECREATE", "SERVICES", "SET",
+    "Device", "DeviceKind", "Kind", "Listens", "Spec", "attribute", "optional",
+]  # fmt: skip

@@ -1,0 +1,74 @@
+"""A Linux bridge: the switch of one segment on one host (ip-link(8), "BRIDGE Type Support")."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from overlay_agent import fields
+from overlay_agent.kinds.base import MTU_LEAST, Device, DeviceKind, attribute
+
+if TYPE_CHECKING:
+    from overlay_agent.kernel import Link
+
+#: The kernel counts these times in clock ticks; a tick (USER_HZ) is 10 ms on every architecture.
+TICKS = 100
+_TIMES = {"ageing": "IFLA_BR_AGEING_TIME", "forward_delay": "IFLA_BR_FORWARD_DELAY"}
+
+#: ip-link(8)'s words where they are not ours.
+_WORDS = {"stp": "stp_state", "ageing": "ageing_time", "multicast_snooping": "mcast_snooping"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bridge(Device):
+    """One bridge. Units: ageing and forwardDelay in seconds. All of it can be set in place."""
+
+    KIND: ClassVar[str] = "bridge"
+
+    #: Spanning tree (IEEE 802.1D). Off: a new port forwards at once instead of after 30 s.
+    stp: bool = attribute(fields.Flag(), default=False, nla="IFLA_BR_STP_STATE")
+    priority: int = attribute(fields.Integer(0, 65535), default=32768, nla="IFLA_BR_PRIORITY")
+    #: The kernel refuses less than 2 s while spanning tree is on.
+    forward_delay: int = attribute(fields.Integer(2, 30), default=15)
+    #: After how long without traffic a MAC address is forgotten; 0: at once (a hub).
+    ageing: int = attribute(fields.Integer(0, 1_000_000), default=300)
+    vlan_filtering: bool = attribute(fields.Flag(), default=False, nla="IFLA_BR_VLAN_FILTERING")
+    multicast_snooping: bool = attribute(fields.Flag(), default=True, nla="IFLA_BR_MCAST_SNOOPING")
+
+
+class BridgeKind(DeviceKind):
+    """What is special about bridges."""
+
+    name = "bridge"
+    spec = Bridge
+    modules = ("bridge",)
+    option = "CONFIG_BRIDGE"
+    rank = 0
+
+    def first_mtu(self, spec: Bridge) -> int:
+        # A bridge follows the MTU of its ports until its own was *set* (br_change_mtu): one given
+        # at creation does not count, nor does setting what it has already.
+        return spec.mtu - 1 if spec.mtu > MTU_LEAST else spec.mtu + 1
+
+    def encode(self, field: str, value: Any, index: Mapping[str, int]) -> dict[str, Any]:
+        return {_TIMES[field]: round(value * TICKS)}
+
+    def from_link(self, link: Link, name_of: Mapping[int, str]) -> dict[str, Any]:
+        found = super().from_link(link, name_of)
+        for field, nla in _TIMES.items():
+            seconds, ticks = divmod(link.data[nla], TICKS)
+            found[field] = link.data[nla] / TICKS if ticks else seconds
+        return found
+
+    def words(self, name: str, spec: Bridge) -> list[str]:
+        out = ["type", "bridge"]
+        for field in self.own_fields():
+            value = getattr(spec, field.name)
+            if value != fields.default_of(field):  # some kernels refuse what they lack even when it is off
+                number = round(value * TICKS) if field.name in _TIMES else int(value)
+                out += [_WORDS.get(field.name, field.name), str(number)]
+        return out
+
+
+KIND = BridgeKind()

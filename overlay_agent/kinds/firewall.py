@@ -1,0 +1,227 @@
+"""What may reach the tunnels' ports: the peers, and nobody else (nft(8)).
+
+A table of our own per stack, replaced as a whole in one transaction of the kernel. It judges only
+packets that carry this stack's VNI: another network on the same port is its own stack's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from overlay_agent import fields
+from overlay_agent.fields import Difference
+from overlay_agent.kinds.base import Kind, Spec, attribute
+
+if TYPE_CHECKING:
+    from overlay_agent.document import Document
+    from overlay_agent.kernel import Kernel
+
+#: Where the VNI stands in a VXLAN packet, in bits from its UDP header on: 8 bytes of UDP, then 8
+#: bits of flags and 24 reserved (RFC 7348, section 5).
+VNI_OFFSET, VNI_BITS = 96, 24
+#: Before the chains of others, which mostly stand at 0 (filter).
+PRIORITY = -10
+
+_PARTS: dict[str, fields.Type] = {
+    "protocol": fields.Choice(["udp"]),
+    "port": fields.Integer(1, 65535),
+    "vni": fields.Integer(1, 16777215),
+    "peers": fields.Peers(),
+}
+
+
+class Allowed(fields.Type):
+    """By tunnel: protocol, port, VNI (left out: any) and the peers whose packets are let in."""
+
+    def check(self, value: Any) -> str | None:
+        if not isinstance(value, dict):
+            return f"{value!r} is not an object"
+        return "; ".join(f"{name}: {wrong}" for name, one in value.items() for wrong in self._wrong(name, one)) or None
+
+    def _wrong(self, name: Any, one: Any) -> list[str]:
+        wrong = fields.Label().check(name)
+        if wrong or not isinstance(one, dict):
+            return [wrong or f"{one!r} is not an object"]
+        out = [f"{key!r} is unknown; known are {', '.join(_PARTS)}" for key in one if key not in _PARTS]
+        out += [f"{key} is missing" for key in _PARTS if key not in one and key != "vni"]
+        checked = ((key, type_.check(one[key])) for key, type_ in _PARTS.items() if key in one)
+        out += [f"{key}: {error}" for key, error in checked if error]
+        if not out and len({":" in address for address in one["peers"].values()}) > 1:
+            out.append("peers: IPv4 and IPv6 are mixed; a tunnel has one of them")
+        return out
+
+    def normal(self, value: Any) -> Any:
+        return {name: {**one, "peers": _PARTS["peers"].normal(one["peers"])} for name, one in value.items()}
+
+    def differences(self, name: str, found: Any, wanted: Any) -> list[Difference]:
+        found, wanted = self.normal(found), self.normal(wanted)
+        rows: list[Difference] = []
+        for key in sorted(found.keys() | wanted.keys()):
+            if key not in found or key not in wanted:
+                rows.append((key, _text(found.get(key)), _text(wanted.get(key))))
+                continue
+            for part, type_ in _PARTS.items():
+                is_, want = found[key].get(part), wanted[key].get(part)
+                more = type_.differences(part, is_, want) if None not in (is_, want) else [(part, is_, want)]
+                rows += [(f"{key} {what}", a, b) for what, a, b in more if a != b]
+        return rows
+
+
+def _text(one: Mapping[str, Any] | None) -> str | None:
+    if one is None:
+        return None
+    vni = f" vni {one['vni']}" if "vni" in one else ""
+    return f"{one['protocol']} {one['port']}{vni} from {len(one['peers'])} peers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Firewall(Spec):
+    """What one stack lets in on one host. Units: none."""
+
+    KIND: ClassVar[str] = "firewall"
+
+    allow: dict[str, Any] = attribute(Allowed(), default={})  # noqa: RUF009 - a dataclasses.field
+
+
+class FirewallKind(Kind):
+    """How it stands in nftables: one table, one chain on the input hook, two rules a tunnel."""
+
+    name = "firewall"
+    spec = Firewall
+    #: After the devices: what is refused beforehand costs no packet.
+    rank = 20
+
+    def commands(self, name: str, spec: Firewall, mark: str) -> list[list[str]]:
+        return [["nft", _ruleset(spec, mark)]]
+
+    def wrong_here(self, kernel: Kernel, name: str, spec: Firewall, wanted: Document) -> list[str]:
+        from overlay_agent import nft  # noqa: PLC0415 - subprocess costs 5 ms where there is no firewall
+
+        if not nft.missing():
+            return []
+        return ["nft is not on this host; install the package nftables, or set openFirewall: false"]
+
+    def find(self, kernel: Kernel, name: str, mark: str) -> Firewall | None:
+        from overlay_agent import nft  # noqa: PLC0415 - as above
+
+        rows = nft.table(table_of(mark))
+        return None if rows is None else Firewall(_allow(rows))
+
+    def image(self, kernel: Kernel, name: str, mark: str) -> dict[str, Any]:
+        from overlay_agent import nft  # noqa: PLC0415 - as above
+
+        return {"mark": mark, "text": nft.text(table_of(mark))}
+
+    def create(self, kernel: Kernel, name: str, spec: Firewall, mark: str, image: Mapping[str, Any]) -> None:
+        self._load(kernel, name, mark, _ruleset(spec, mark))
+
+    def change(self, kernel: Kernel, name: str, spec: Firewall, found: Firewall, mark: str) -> None:
+        self._load(kernel, name, mark, _ruleset(spec, mark))
+
+    def delete(self, kernel: Kernel, name: str, mark: str) -> None:
+        self._load(kernel, name, mark, "")
+
+    def put_back(self, kernel: Kernel, name: str, image: Mapping[str, Any], *, exactly: bool) -> list[str]:
+        from overlay_agent import nft  # noqa: PLC0415 - as above
+
+        # What somebody added by hand is in the text and not in the spec.
+        if exactly and nft.text(table_of(image["mark"])) != image["text"]:
+            self._load(kernel, name, image["mark"], image["text"])
+        return []
+
+    def _load(self, kernel: Kernel, name: str, mark: str, ruleset: str) -> None:
+        from overlay_agent import nft  # noqa: PLC0415 - as above
+
+        if not nft.has_table_comments():
+            ruleset = ruleset.replace(_comment(mark), "")
+        # "add" first, so that "delete" finds one whether there was one or not.
+        table = f"table inet {table_of(mark)}"
+        nft.change(kernel, name, f"add {table}\ndelete {table}\n{ruleset}")
+
+
+def table_of(mark: str) -> str:
+    """The table's name; nft's names are shorter than ours may be."""
+    return f"overlay-{zlib.crc32(mark.encode()):08x}"
+
+
+def _comment(mark: str) -> str:
+    return f'\tcomment "{mark[:120]}"'
+
+
+def _ruleset(spec: Firewall, mark: str) -> str:
+    lines = [f"table inet {table_of(mark)} {{", _comment(mark), "\tchain input {"]
+    lines.append(f"\t\ttype filter hook input priority {PRIORITY}; policy accept;")
+    for name, one in sorted(spec.allow.items()):
+        if _PARTS["protocol"].check(one["protocol"]):
+            continue  # what was found and is not ours; `put_back` brings it back word by word
+        match = f"{one['protocol']} dport {one['port']}"
+        if "vni" in one:
+            match += f" @th,{VNI_OFFSET},{VNI_BITS} {one['vni']}"
+        peers = sorted(one["peers"].values())
+        if peers:
+            family = "ip6" if ":" in peers[0] else "ip"
+            lines.append(f'\t\t{match} {family} saddr {{ {", ".join(peers)} }} accept comment "{name}"')
+        lines.append(f'\t\t{match} drop comment "{name}"')
+    return "\n".join([*lines, "\t}", "}", ""])
+
+
+def _allow(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the table's rules let in. Anything that we would not have written stands in it under a
+    name of its own, so that it is seen as a difference."""
+    allow: dict[str, Any] = {}
+    dropped: set[str] = set()
+    for place, row in enumerate(rows):  # handles would differ after an undo
+        chain, rule = row.get("chain"), row.get("rule")
+        if rule is not None:
+            one, verdict = _parsed(rule.get("expr", []))
+            name = str(rule.get("comment", ""))
+            fits = bool(name) and name not in dropped and not (verdict == "accept" and name in allow)
+            if one and fits and (name not in allow or {**allow[name], "peers": {}} == {**one, "peers": {}}):
+                allow.setdefault(name, one)
+                dropped |= {name} if verdict == "drop" else set()
+            else:
+                allow[f"rule {place}"] = _UNKNOWN
+        elif chain is not None:
+            if [chain.get(key) for key in ("name", "hook", "prio", "policy")] != ["input", "input", PRIORITY, "accept"]:
+                allow[f"chain {chain['name']}"] = _UNKNOWN
+        elif "table" not in row:
+            allow[next(iter(row))] = _UNKNOWN
+    for name in allow.keys() - dropped:
+        if allow[name] is not _UNKNOWN:
+            allow[name] = {**allow[name], "protocol": "no drop of others,"}
+    return allow
+
+
+_UNKNOWN: dict[str, Any] = {"protocol": "unknown", "port": 0, "peers": {}}
+
+
+def _parsed(expressions: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, str]:
+    """(protocol, port, VNI and peers of one of our rules, its verdict); None where it is not ours."""
+    one: dict[str, Any] = {"peers": {}}
+    verdict = ""
+    for expression in expressions:
+        if expression.keys() & {"accept", "drop"}:
+            verdict = next(iter(expression))
+            continue
+        match = expression.get("match", {})
+        payload = match.get("left", {}).get("payload", {}) if match.get("op") == "==" else {}
+        right = match.get("right")
+        if payload.get("field") == "dport" and isinstance(right, int):
+            one.update(protocol=payload["protocol"], port=right)
+        elif payload == {"base": "th", "offset": VNI_OFFSET, "len": VNI_BITS} and isinstance(right, int):
+            one["vni"] = right
+        elif payload.get("field") == "saddr":
+            found = right["set"] if isinstance(right, dict) and "set" in right else [right]
+            if not all(isinstance(address, str) for address in found):
+                return None, ""
+            one["peers"] = {address: address for address in found}
+        else:
+            return None, ""
+    fits = "port" in one and verdict and bool(one["peers"]) == (verdict == "accept")
+    return (one, verdict) if fits else (None, "")
+
+
+KIND = FirewallKind()

@@ -1,0 +1,169 @@
+"""nft(8), and what other packet filters of the host do to packets that we need.
+
+nft's own program and not its netlink protocol: its text form is what people know and can undo by
+hand, and it is started only where a stack has rules, or once after a change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from overlay_agent.errors import KernelError
+
+if TYPE_CHECKING:
+    from overlay_agent.kernel import Kernel
+    from overlay_agent.kinds import Listens
+
+#: Our tables are named so; everything else belongs to others.
+PREFIX = "overlay-"
+LEGACY = "/proc/net/ip_tables_names"
+#: How many peers a command to copy names; a mesh of 1,000 would fill the screen.
+NAMED = 16
+
+
+def missing() -> bool:
+    """Whether this host has no nft."""
+    return shutil.which("nft") is None
+
+
+def has_table_comments() -> bool:
+    """Whether this nft takes a comment on a table (from 0.9.7 on)."""
+    version = re.search(r"v(\d+)\.(\d+)\.(\d+)", _read("--version") or "")
+    return bool(version) and tuple(int(part) for part in version.groups()) >= (0, 9, 7)  # type: ignore[union-attr]
+
+
+def table(name: str) -> list[dict[str, Any]] | None:
+    """What is in our table of the family inet, as `nft -j` has it; None where it is not there."""
+    text = _read("-j", "list", "table", "inet", name)
+    return None if text is None else [row for row in json.loads(text)["nftables"] if "metainfo" not in row]
+
+
+def text(name: str) -> str:
+    """Our table in nft's own language; empty where it is not there."""
+    return _read("list", "table", "inet", name) or ""
+
+
+def change(kernel: Kernel, what: str, script: str) -> None:
+    """Carries the script out, all of it or nothing. Raises KernelError."""
+    done = subprocess.run(["nft", "-f", "-"], input=script.encode(), capture_output=True, check=False)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        sentence = re.sub(r"^\S*:\d+:\d+(-\d+)?: ", "", lines[0]) if lines else f"exit code {done.returncode}"
+        raise KernelError(f"{what}: nft", errno.EIO, sentence)
+    kernel.reached()
+
+
+def warnings(host: str, wanted: Sequence[Listens]) -> list[str]:
+    """A line for each packet filter of the host, other than ours, that drops what it does not know
+    and does not seem to know what is `wanted`, with the command that lets it in.
+
+    An accept in a table of one's own cannot overrule another table's drop (nft(8)).
+    """
+    ways: dict[tuple[str, int, bool], Listens] = {}
+    for one in wanted:
+        key = (one.protocol, one.port, ":" in "".join(one.peers[:1]))
+        peers = {*one.peers, *(ways[key].peers if key in ways else ())}
+        ways[key] = dataclasses.replace(one, peers=tuple(sorted(peers)))
+    return [
+        f"{host}: {name} drops what it does not know, and {one.protocol} {one.port} is not in it, so no packet of the "
+        f"tunnel may come in; type: {command}"
+        for one in ways.values()
+        for name, command in _in_the_way(one)
+    ]
+
+
+def _in_the_way(one: Listens) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    chains = [row["chain"] for row in json.loads(_read("-j", "list", "chains") or '{"nftables": []}')["nftables"]
+              if "chain" in row]  # fmt: skip
+    if any(chain["table"] == "firewalld" for chain in chains):
+        listing = _read("-j", "list", "table", "inet", "firewalld")
+        found += [] if _known(listing, one) else [("firewalld", _firewalld(one))]
+    for chain in chains:
+        if chain.get("hook") != "input" or chain.get("policy") != "drop" or chain["table"].startswith(PREFIX):
+            continue
+        family, name = chain["family"], chain["table"]
+        if family not in _families(one) or _known(_read("-j", "list", "table", family, name), one):
+            continue
+        if any(c["table"] == name and c["name"].startswith("ufw") for c in chains):
+            found.append(("ufw", _ufw(one)))
+        else:
+            where = f"{family} {name} {chain['name']}"
+            match = f"{_saddr(one)}{one.protocol} dport {one.port} accept"
+            found.append((f"the nftables chain {where}", f"nft insert rule {where} {match}"))
+    found += _legacy(one)
+    # ufw has a chain for each address family, and one command for both.
+    return list(dict.fromkeys(found))
+
+
+def _known(listing: str | None, one: Listens) -> bool:
+    """Whether the port stands in a table's rules; a rule that names it is taken for an opening."""
+    return re.search(rf'"right": {one.port}\b', listing or "") is not None
+
+
+def _legacy(one: Listens) -> list[tuple[str, str]]:
+    """Rules of the old iptables, which nft does not show."""
+    try:
+        with open(LEGACY, encoding="ascii") as file:
+            there = "filter" in file.read().split()
+    except OSError:
+        there = False
+    if not there or not shutil.which("iptables-legacy") or "ip" not in _families(one):
+        return []
+    done = subprocess.run(["iptables-legacy", "-S", "INPUT"], capture_output=True, text=True, check=False)
+    if "-P INPUT DROP" not in done.stdout or f"--dport {one.port} " in done.stdout:
+        return []
+    if "-j ufw-" in done.stdout:
+        return [("ufw", _ufw(one))]
+    sources = f" -s {','.join(_peers(one))}" if one.peers else ""
+    rule = f"-p {one.protocol}{sources} --dport {one.port} -j ACCEPT"
+    return [("iptables-legacy INPUT", f"iptables-legacy -I INPUT {rule}")]
+
+
+def _families(one: Listens) -> tuple[str, ...]:
+    if not one.peers:
+        return ("inet", "ip", "ip6")
+    return ("inet", "ip6" if ":" in one.peers[0] else "ip")
+
+
+def _peers(one: Listens) -> list[str]:
+    more = len(one.peers) - NAMED
+    return [*one.peers[:NAMED], *([f"<{more} more>"] if more > 0 else [])]
+
+
+def _saddr(one: Listens) -> str:
+    if not one.peers:
+        return ""
+    return f"{_families(one)[1]} saddr '{{ {', '.join(_peers(one))} }}' "
+
+
+def _ufw(one: Listens) -> str:
+    rule = f"ufw allow proto {one.protocol} from {{}} to any port {one.port}"
+    if len(one.peers) < 2:
+        return rule.format(one.peers[0] if one.peers else "any")
+    return f"for peer in {' '.join(_peers(one))}; do {rule.format('$peer')}; done"
+
+
+def _firewalld(one: Listens) -> str:
+    head = "firewall-cmd --permanent --add-"
+    if not one.peers:
+        return f"{head}port={one.port}/{one.protocol}; firewall-cmd --reload"
+    family = "ipv6" if ":" in one.peers[0] else "ipv4"
+    rule = f"rule family={family} source address=$peer port port={one.port} protocol={one.protocol} accept"
+    return f'for peer in {" ".join(_peers(one))}; do {head}rich-rule="{rule}"; done; firewall-cmd --reload'
+
+
+def _read(*arguments: str) -> str | None:
+    """What nft prints; None where what is asked for is not there, or nft is not."""
+    if missing():
+        return None
+    done = subprocess.run(["nft", *arguments], capture_output=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    return done.stdout.decode() if done.returncode == 0 else None

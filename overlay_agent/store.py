@@ -1,0 +1,209 @@
+"""What was applied on this host, and what an apply is about to touch.
+
+Kept in files so that a reboot, a kill or another stack's agent finds it. Every write is complete
+or absent: a temporary file, fsync, rename, fsync of the folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+STATE = "/var/lib/overlay"
+LOCK = "/run/overlay.lock"
+#: How long an apply waits for another stack's apply on the same host; OVERLAY_LOCK_SECONDS sets it.
+LOCK_SECONDS = 60.0
+
+
+class StoreError(Exception):
+    """The store cannot be read or written."""
+
+
+class Store:
+    """The files under `state`. One agent at a time uses them (`locked`)."""
+
+    def __init__(self, state: str = STATE, lock: str = LOCK) -> None:
+        self._state, self._lock = state, lock
+        self._journal = os.path.join(state, "journal.json")
+        self._undo = os.path.join(state, "undo.json")
+
+    # -- membership -------------------------------------------------------------------------
+
+    def _member(self, label: str) -> str:
+        return self._of("members", label)
+
+    def read_member(self, label: str) -> dict[str, Any] | None:
+        """What `install` was told of the stack; None when it never installed here."""
+        return self._read(self._member(label))
+
+    def write_member(self, label: str, member: dict[str, Any] | None) -> None:
+        """Keeps that; None: the stack has left this host."""
+        self._write(self._member(label), member)
+
+    def members(self) -> list[str]:
+        """The stacks that installed the agent here and have not left."""
+        return self._labels("members")
+
+    # -- documents --------------------------------------------------------------------------
+
+    def _path(self, label: str) -> str:
+        return self._of("stacks", label)
+
+    def _of(self, folder: str, label: str) -> str:
+        project, stack = label.split("/")
+        return os.path.join(self._state, folder, project, f"{stack}.json")
+
+    def read(self, label: str) -> dict[str, Any] | None:
+        """The document last applied for the stack "<project>/<stack>"."""
+        return self._read(self._path(label))
+
+    def write(self, label: str, document: dict[str, Any] | None) -> None:
+        """Keeps the document; None forgets the stack."""
+        self._write(self._path(label), document)
+
+    def labels(self) -> list[str]:
+        """The stacks that have a document here."""
+        return self._labels("stacks")
+
+    def _labels(self, folder: str) -> list[str]:
+        root = os.path.join(self._state, folder)
+        found = []
+        for project in sorted(os.listdir(root)) if os.path.isdir(root) else []:
+            files = sorted(os.listdir(os.path.join(root, project)))
+            found += [f"{project}/{file[: -len('.json')]}" for file in files if file.endswith(".json")]
+        return found
+
+    def remove_empty(self) -> None:
+        """Removes the store's folders when nothing is left in them."""
+        for folder, _, files in os.walk(self._state, topdown=False):
+            for file in files:
+                if file.endswith(".new"):  # of a write that was cut short
+                    os.unlink(os.path.join(folder, file))
+            try:
+                os.rmdir(folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
+                    raise
+
+    # -- journal ----------------------------------------------------------------------------
+
+    def read_journal(self) -> dict[str, Any] | None:
+        """What an apply that has not ended was about to do; None when none was cut short."""
+        return self._read(self._undo) or self._read(self._journal)
+
+    def write_journal(self, journal: dict[str, Any] | None) -> None:
+        """Keeps the journal of the apply under way; None: it ended."""
+        self._write(self._journal, journal)
+        if journal is None:
+            self._write(self._undo, None)
+
+    def begin_undo(self) -> None:
+        """Notes that the journal is being undone, so that an undo that is cut short is taken up as
+        one. A rename: the disk may be full, which may be why."""
+        if os.path.exists(self._journal):
+            self._rename(self._journal, self._undo)
+
+    def is_undoing(self) -> bool:
+        """Whether `begin_undo` was called and the undo has not ended."""
+        return os.path.exists(self._undo)
+
+    # -- lock -------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self, who: str) -> Iterator[None]:
+        """Holds the host's lock. Raises StoreError when another agent keeps it too long."""
+        seconds = float(os.environ.get("OVERLAY_LOCK_SECONDS", LOCK_SECONDS))
+        end = time.monotonic() + seconds
+        while True:
+            file = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The last stack's `uninstall` removes the file; a lock on that one keeps nobody out.
+                with suppress(FileNotFoundError):
+                    if os.stat(self._lock).st_ino == os.fstat(file).st_ino:
+                        break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    holder = os.pread(file, 200, 0).decode(errors="replace").strip()
+                    os.close(file)
+                    raise StoreError(
+                        f"lock {self._lock}: held by {holder or 'another agent'} for more than "
+                        f"{seconds:g} s; wait until it has ended, then run `pulumi up` again"
+                    ) from None
+                time.sleep(0.05)
+            os.close(file)
+        try:
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"{who} (pid {os.getpid()})\n".encode(), 0)
+            yield
+        finally:
+            os.close(file)
+
+    def remove_lock(self) -> None:
+        """Removes the lock's file; for whom holds the lock."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._lock)
+
+    # -- files ------------------------------------------------------------------------------
+
+    def _read(self, path: str) -> dict[str, Any] | None:
+        try:
+            with open(path, encoding="utf-8") as file:
+                found: dict[str, Any] = json.load(file)
+                return found
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise StoreError(f"{path}: not readable ({error}); move it away, then run `pulumi up`") from None
+
+    def _write(self, path: str, content: dict[str, Any] | None) -> None:
+        try:
+            if content is None:
+                if not os.path.exists(path):
+                    return
+                os.unlink(path)
+                _sync_folder(path)
+                return
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            temporary = f"{path}.new"
+            try:
+                with open(temporary, "w", encoding="utf-8", opener=_private) as file:
+                    json.dump(content, file, indent=1, sort_keys=True)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(temporary)
+                raise
+        except OSError as error:
+            raise _unwritten(path, error) from None
+        self._rename(temporary, path)
+
+    def _rename(self, old: str, new: str) -> None:
+        try:
+            os.rename(old, new)
+            _sync_folder(new)
+        except OSError as error:
+            raise _unwritten(new, error) from None
+
+
+def _sync_folder(path: str) -> None:
+    handle = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unwritten(path: str, error: OSError) -> StoreError:
+    return StoreError(f"{path}: cannot be written ({error.strerror}); make room or mend the disk")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

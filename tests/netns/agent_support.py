@@ -1,0 +1,189 @@
+"""A host for the agent's tests: a network and a mount namespace of its own on the real kernel.
+
+What the agent writes to (/var/lib/overlay, /run, /usr/local/sbin, /usr/local/lib/overlay-agent,
+/etc/systemd/system, /etc/machine-id) is mounted anew inside, so nothing of the machine is touched.
+A process that sleeps holds the namespaces; when it is killed, all of it is gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+MACHINE = "0123456789abcdef0123456789abcdef"
+OWNER = {"project": "p", "stack": "s", "id": "id-of-s"}
+MAC_BR, MAC_VX = "02:00:00:00:00:01", "02:00:00:00:00:02"
+PYTHON = "/usr/bin/python3"
+
+_SETUP = """
+set -e
+for folder in /var/lib/overlay /usr/local/lib/overlay-agent /usr/local/sbin /etc/systemd/system; do
+  mkdir -p $folder
+done
+mount -t tmpfs -o size=16m tmpfs /run
+mount -t tmpfs -o size={size} tmpfs /var/lib/overlay
+mount -t tmpfs tmpfs /etc/systemd/system
+mount -t tmpfs tmpfs /usr/local/lib/overlay-agent
+mount -t tmpfs tmpfs /usr/local/sbin
+if [ -n "{installed}" ]; then
+  mount --bind {installed}/lib /usr/local/lib/overlay-agent
+  mount --bind {installed}/sbin /usr/local/sbin
+fi
+echo {machine} > /run/machine-id.test
+mount --bind /run/machine-id.test /etc/machine-id
+ip link set lo up
+ip link add u0 type veth peer name u1
+ip address add 198.18.0.11/24 dev u0
+ip address add 2001:db8::11/64 dev u0 nodad
+ip link set u0 addrgenmode none; ip link set u1 addrgenmode none
+ip link set u0 up; ip link set u1 up
+# The kernel's own routes come when it has seen the carrier.
+while ! ip -6 route show table local dev u0 | grep -q 2001:db8::11; do sleep 0.02; done
+while ip link show u0 | grep -q NO-CARRIER; do sleep 0.02; done
+echo ready
+exec sleep 100000
+"""
+
+
+@dataclasses.dataclass
+class Done:
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def report(self):
+        return json.loads(self.out)
+
+    @property
+    def lines(self):
+        return self.err.splitlines()
+
+
+class Host:
+    """One such host. `installed`: a folder with an agent's files, or None for a host without."""
+
+    def __init__(self, archive: Path, installed: Path | None = None, size: str = "16m", machine: str = MACHINE):
+        self.archive = archive
+        script = _SETUP.format(installed=installed or "", size=size, machine=machine)
+        self._holder = subprocess.Popen(
+            ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", script], stdout=subprocess.PIPE
+        )
+        assert self._holder.stdout.readline() == b"ready\n"
+        self.enter = [shutil.which("nsenter"), "-t", str(self._holder.pid), "-n", "-m", "--"]
+
+    def close(self):
+        self._holder.kill()
+        self._holder.wait()
+        self._holder.stdout.close()
+
+    def popen(self, *words, **more):
+        return subprocess.Popen([*self.enter, *words], **more)
+
+    def run(self, *words, text="", check=True, env=None):
+        """Runs a command in the host; one word alone is split as a shell does."""
+        argv = shlex.split(words[0]) if len(words) == 1 else [str(word) for word in words]
+        done = subprocess.run(
+            [*self.enter, *argv], input=text, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": "", **(env or {})}, cwd="/",
+        )  # fmt: skip
+        assert done.returncode == 0 or not check, (argv, done.stderr)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def json(self, command):
+        out = self.run(command).out
+        return json.loads(out) if out.strip() else []
+
+    def agent(self, *words, document=None, code=0, **env):
+        """Runs the installed agent and asserts its exit code (None: any)."""
+        text = json.dumps(document) if document is not None else ""
+        done = self.run("/usr/local/sbin/overlay-agent", *words, text=text, check=False, env=env)
+        assert code is None or done.code == code, done
+        assert "Traceback" not in done.err, done.err
+        return done
+
+    def apply(self, document, code=0, **env):
+        return self.agent("apply", document=document, code=code, **env)
+
+    def install(self, *words, owner=None, name="a", archive=None, env=None, **more):
+        request = {"owner": owner or OWNER, "host": name, **more}
+        return self.run(
+            PYTHON, archive or self.archive, "install", *words, text=json.dumps(request), check=False, env=env
+        )
+
+    def link(self, name):
+        return self.json(f"ip -j -d link show {name}")[0]
+
+    def index(self, name):
+        return self.link(name)["ifindex"]
+
+    def peers(self, name):
+        zero = "00:00:00:00:00:00"
+        return {row["dst"] for row in self.json(f"bridge -j fdb show dev {name}") if row["mac"] == zero}
+
+    def state(self):
+        """All that the kernel has of the network here, without what changes by itself."""
+        commands = [
+            "ip -j -d address", "bridge -j -d link", "bridge -j fdb", "ip -j -d route show table all",
+            "ip -j -d -6 route show table all",
+        ]  # fmt: skip
+        found = {command: _steady(self.json(command)) for command in commands}
+        return {**found, "nft": self.run("nft list ruleset").out}
+
+    def files(self):
+        """What the store holds, by path."""
+        out = self.run("sh", "-c", "cd /var/lib/overlay && find . -type f -exec sha1sum {} + | sort -k2").out
+        return {line.split()[1]: line.split()[0] for line in out.splitlines()}
+
+
+_VOLATILE = {
+    "valid_life_time", "preferred_life_time", "updated", "used", "promiscuity", "allmulti", "operstate", "mcast_rtr",
+    "expires", "stats", "stats64", "tso_max_size", "topology_change", "topology_change_detected", "fdb_n_learned",
+}  # fmt: skip
+
+
+def _steady(value):
+    if isinstance(value, list):
+        cleaned = [_steady(item) for item in value if not _comes_and_goes(item)]
+        is_addresses = value and isinstance(value[0], dict) and "local" in value[0] and "prefixlen" in value[0]
+        return cleaned if is_addresses else sorted(cleaned, key=lambda item: json.dumps(item, sort_keys=True))
+    if isinstance(value, dict):
+        return {k: _steady(v) for k, v in value.items() if k not in _VOLATILE and not k.endswith("_timer")}
+    return value
+
+
+def _comes_and_goes(item):
+    """The kernel's own multicast routes and groups, and flags of the carrier, follow a moment later."""
+    if not isinstance(item, dict):
+        return item in ("LOWER_UP", "NO-CARRIER")
+    return item.get("dst") == "ff00::/8" or item.get("mac", "").startswith(("33:33:", "01:00:5e:"))
+
+
+def bridge(**more):
+    return {"kind": "bridge", "mtu": 1450, "mac": MAC_BR, **more}
+
+
+def vxlan(**more):
+    return {"kind": "vxlan", "mtu": 1450, "mac": MAC_VX, "vni": 42, "local": "198.18.0.11", **more}
+
+
+def document(owner=None, services=None, host="a", **devices):
+    """A document; `br_app` is the device br-app."""
+    out = {"schema": 1, "owner": owner or OWNER, "host": host}
+    out["devices"] = {name.replace("_", "-"): spec for name, spec in devices.items()}
+    return {**out, **({"services": services} if services else {})}
+
+
+def usual(peers=("b", "c"), **of_vxlan):
+    """A bridge with an address, and a tunnel in it."""
+    others = {name: f"198.18.0.{11 + ord(name) - ord('a')}" for name in peers}
+    return document(
+        br_app=bridge(addresses={"10.10.0.1/24": {}}), vx_app=vxlan(bridge="br-app", peers=others, **of_vxlan)
+    )

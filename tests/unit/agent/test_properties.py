@@ -1,0 +1,159 @@
+"""What holds for every document, and not only for those that somebody thought of."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlay_agent import document, fields
+from overlay_agent.diff import CREATE, REMOVE, SET, diff
+from overlay_agent.document import Document, DocumentError, Owner
+from overlay_agent.fields import RECREATE
+from overlay_agent.kinds import KINDS
+
+V4 = st.integers(0xC6120001, 0xC612FFFE).map(lambda n: ".".join(str(n >> s & 255) for s in (24, 16, 8, 0)))
+V6 = st.integers(1, 0xFFFF).map(lambda n: f"2001:db8::{n:x}")
+NAMES = st.from_regex(r"[a-z][a-z0-9]{0,7}", fullmatch=True)
+GROUP = {"192": "239.1.1.1", "v6": "ff05::1"}
+
+
+def values(type_: fields.Type, address):
+    """Values that the type takes."""
+    simple = {
+        fields.Flag: st.booleans(),
+        fields.Mac: st.integers(0, 0xFFFF).map(lambda n: f"02:00:00:00:{n >> 8:02x}:{n & 255:02x}"),
+        fields.InterfaceName: st.sampled_from(["eth0", "br0"]),
+        fields.Nothing: st.none(),
+        fields.Address: address,
+        fields.Peers: st.dictionaries(NAMES, address, max_size=4),
+        fields.Keyed: st.dictionaries(address.map(lambda a: f"{a}/24"), st.just({}), max_size=3),
+        fields.Range: st.sampled_from(["0-0", "1000-2000", "5-5"]),
+    }
+    if isinstance(type_, fields.Integer):
+        return st.integers(type_.low, type_.high)
+    if isinstance(type_, fields.Choice):
+        return st.sampled_from(list(type_.values))
+    if isinstance(type_, fields.Either):
+        return values(type_.first, address) | values(type_.second, address)
+    if type(type_) in simple:
+        return simple[type(type_)]
+    peers = st.dictionaries(NAMES, address, max_size=3)
+    one = st.fixed_dictionaries({"protocol": st.just("udp"), "port": st.integers(1, 65535), "peers": peers})
+    return st.dictionaries(NAMES, one, max_size=2)
+
+
+@st.composite
+def spec_of(draw, kind):
+    """A spec of the kind, each field at random; not always one that a document may hold."""
+    address = draw(st.sampled_from([V4, V6]))
+    chosen = {}
+    for field in dataclasses.fields(KINDS[kind].spec):
+        if fields.default_of(field) is fields.REQUIRED or draw(st.booleans()):
+            chosen[field.name] = draw(values(field.metadata["type"], address))
+    return KINDS[kind].spec(**chosen)
+
+
+SPECS = st.sampled_from(sorted(KINDS)).flatmap(spec_of)
+STATES = st.dictionaries(NAMES, SPECS, max_size=4)
+
+
+def carried_out(found, changes):
+    """What a host that does as it is told has after the changes. Only named rows are set."""
+    out = dict(found)
+    for change in changes:
+        if change.action == REMOVE:
+            del out[change.name]
+        elif change.action in (CREATE, RECREATE):
+            out[change.name] = change.wanted
+        else:
+            assert change.action == SET
+            fixed = {f.name for f in dataclasses.fields(change.wanted) if f.metadata["change"] == RECREATE}
+            assert all(getattr(change.found, name) == getattr(change.wanted, name) for name in fixed)
+            named = {what.split(" ")[0] for what, _, _ in change.rows}
+            plural = {"peer": "peers", "address": "addresses"}
+            known = {fields.json_name(f.name): f.name for f in dataclasses.fields(change.wanted)}
+            differing = {known.get(plural.get(name, name), "allow") for name in named}
+            more = {name: getattr(change.wanted, name) for name in differing}
+            out[change.name] = dataclasses.replace(out[change.name], **more)
+    return out
+
+
+@given(found=STATES, wanted=STATES)
+def test_after_the_changes_nothing_is_left_to_change(found, wanted):
+    assert diff(wanted, carried_out(found, diff(wanted, found))) == []
+
+
+@given(state=STATES)
+def test_what_is_as_wanted_has_no_changes(state):
+    assert diff(state, state) == []
+
+
+@given(found=STATES, wanted=STATES)
+def test_every_change_has_something_to_say(found, wanted):
+    for change in diff(wanted, found):
+        assert change.lines()
+        assert change.drift()
+        assert all(line.startswith(f"{change.name}: ") for line in change.lines() + change.drift())
+
+
+@given(spec=SPECS)
+def test_a_spec_survives_json(spec):
+    raw = json.loads(json.dumps(fields.to_json(spec)))
+    errors: list[str] = []
+    assert fields.from_json(type(spec), "x", raw, errors) == spec
+    assert errors == []
+    assert fields.as_found(type(spec), raw) == spec
+
+
+@given(state=STATES)
+def test_a_document_survives_json(state):
+    groups = {
+        group: {n: s for n, s in state.items() if KINDS[s.KIND].group == group} for group in ("devices", "services")
+    }
+    wanted = Document(Owner("p", "s", "i"), "a", None, False, groups["devices"], groups["services"])
+    with contextlib.suppress(DocumentError):  # its specs may contradict themselves
+        assert document.load(document.dump(document.to_json(wanted))) == wanted
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(
+    sorted(
+        {fields.json_name(f.name) for kind in KINDS.values() for f in dataclasses.fields(kind.spec)}
+        | {"kind", "schema", "owner", "host", "machine", "force", "devices", "services"}
+    )
+)
+WORDS = JSON | st.sampled_from(["vxlan", "bridge", "firewall", "198.18.0.1", "2001:db8::1", "10.0.0.1/24", 1, "i"])
+OBJECTS = st.dictionaries(NAMES | st.text(max_size=3), st.dictionaries(KEYS, WORDS) | WORDS, max_size=3)
+NEARLY = st.fixed_dictionaries(
+    {"schema": st.just(1) | JSON},
+    optional={"owner": JSON, "host": WORDS, "machine": WORDS, "force": JSON, "devices": OBJECTS, "services": OBJECTS},
+)
+
+
+@given(raw=JSON | NEARLY)
+def test_whatever_is_sent_the_loader_raises_nothing_but_its_own_error(raw):
+    with contextlib.suppress(DocumentError):
+        document.parse(raw)
+
+
+@given(text=st.binary(max_size=40) | st.text(max_size=40))
+def test_whatever_bytes_are_sent(text):
+    with contextlib.suppress(DocumentError):
+        document.load(text)
+
+
+@given(spec=SPECS, change=st.dictionaries(KEYS, WORDS, max_size=3))
+def test_a_spec_with_some_fields_spoilt(spec, change):
+    raw = {**fields.to_json(spec), **change}
+    group = KINDS[spec.KIND].group
+    owner = {"project": "p", "stack": "s", "id": "i"}
+    with contextlib.suppress(DocumentError):
+        document.parse({"schema": 1, "owner": owner, "host": "a", group: {"x": raw}})
