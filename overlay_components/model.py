@@ -1,0 +1,327 @@
+"""Stack-file keys are checked by the agent's own field types, and told in our own words.
+
+pydantic walks the file and gives every error its path; what a value may be is said by one object
+of `overlay_agent.fields` (or one here, for what only stack files have). So a kind's attributes are
+listed once, in the agent, and the loader, the JSON Schema and the agent cannot disagree.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from overlay_agent import fields
+from overlay_agent.fields import Type, json_name
+from overlay_components import errors, names
+
+#: What to give where a required key is missing, by that key.
+_MISSING = {
+    "address": "give its IPv4 or IPv6 address",
+    "host": "name the host that runs the container",
+}
+_NOT_A_LIST = "is not a list; write it in brackets: [...]"
+_NOT_AN_OBJECT = "is not an object; write `key: value` lines below it"
+_HOST_KEYS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")
+
+#: One error: the path from the model's root, and the sentence.
+Wrong = tuple[tuple[int | str, ...], str]
+AModel = TypeVar("AModel", bound="Model")
+
+
+# -- values ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """Annotation of a key: its value is what `type` takes."""
+
+    type: Type
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._normal)
+
+    def __get_pydantic_json_schema__(self, _core: Any, _handler: Any) -> dict[str, Any]:
+        return schema_of(self.type)
+
+    def _normal(self, value: Any) -> Any:
+        if isinstance(value, names.Placeholder) and _may_be_late(self.type):
+            return value
+        wrong = self.type.check(value)
+        if wrong:
+            raise stop(wrong.replace(repr(value), errors.shown(value), 1))
+        return self.type.normal(value)
+
+
+class Name(fields.Label):
+    """What people call a host, a segment, a tunnel or a container."""
+
+    def check(self, value: Any) -> str | None:
+        """What is wrong, or None."""
+        if not isinstance(value, str):
+            return f"{value!r} is not a name; put it in quotes"
+        return super().check(value)
+
+
+class Text(Type):
+    """A word without white space: a user, a path, a bastion."""
+
+    def check(self, value: Any) -> str | None:
+        """What is wrong, or None."""
+        if isinstance(value, str) and value and not re.search(r"\s", value) and value.isprintable():
+            return None
+        return f"{value!r} is not a text without white space"
+
+
+class HostAddress(fields.Address):
+    """An address of a host on the underlay: one that a packet can be sent to."""
+
+    def check(self, value: Any) -> str | None:
+        """What is wrong, or None."""
+        if super().check(value) or "%" in value:
+            return f"{value!r} is not an IP address, such as 192.0.2.11 or 2001:db8::11"
+        address = ipaddress.ip_address(value)
+        if address.is_multicast or address.is_loopback or address.is_unspecified:
+            return f"{value!r} is not an address that other hosts can send to"
+        return None
+
+
+class Mac(fields.Mac):
+    """A MAC address, in either case."""
+
+    def check(self, value: Any) -> str | None:
+        """What is wrong, or None."""
+        wrong = super().check(value.lower() if isinstance(value, str) else value)
+        return wrong.replace(" (lower case)", "") if wrong else None
+
+    def normal(self, value: Any) -> Any:
+        """Lower case, as the kernel prints it."""
+        return value.lower()
+
+
+class Subnet(Type):
+    """An IPv4 or IPv6 network, such as 10.10.0.0/24."""
+
+    def check(self, value: Any) -> str | None:
+        """What is wrong, or None."""
+        try:
+            network = ipaddress.ip_interface(value).network if isinstance(value, str) else None
+        except ValueError:
+            network = None
+        if network is None or "/" not in value or "%" in value:
+            return f"{value!r} is not a subnet, such as 10.10.0.0/24 or fd00:10::/64"
+        if str(ipaddress.ip_interface(value).ip) != str(network.network_address):
+            return f"{value!r} is not the subnet's first address; write {network}"
+        if network.prefixlen == 0 or network.is_multicast or network.is_loopback:
+            return f"{value!r} is not a subnet for hosts and containers"
+        return None
+
+    def normal(self, value: Any) -> Any:
+        """The subnet as Python writes it."""
+        return str(ipaddress.ip_network(value))
+
+
+class OverlayAddress(Type):
+    """An address within a segment, with or without its subnet's prefix length."""
+
+    def check(self, value: Any) -> str | None:
+        """What is wrong, or None."""
+        try:
+            good = isinstance(value, str) and "%" not in value and bool(ipaddress.ip_interface(value))
+        except ValueError:
+            good = False
+        return None if good else f"{value!r} is not an IP address, such as 10.10.0.11"
+
+    def normal(self, value: Any) -> Any:
+        """With a prefix length only where one was given."""
+        interface = ipaddress.ip_interface(value)
+        return str(interface) if "/" in value else str(interface.ip)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOrMore(Type):
+    """A value, or a list of values; always a list when read."""
+
+    item: Type
+
+    def check(self, value: Any) -> str | None:
+        """What is wrong, or None."""
+        values = value if isinstance(value, (list, tuple)) else [value]
+        wrong = (self.item.check(v) for v in values if not isinstance(v, names.Placeholder))
+        return next((w for w in wrong if w), None)
+
+    def normal(self, value: Any) -> Any:
+        """The list."""
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return [v if isinstance(v, names.Placeholder) else self.item.normal(v) for v in values]
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberRange(Type):
+    """Numbers written "low-high". Read, it is the two of them."""
+
+    low: int
+    high: int
+
+    def check(self, value: Any) -> str | None:
+        """What is wrong, or None."""
+        match = re.fullmatch(r"([0-9]{1,10})-([0-9]{1,10})", value) if isinstance(value, str) else None
+        if match and self.low <= int(match[1]) <= int(match[2]) <= self.high:
+            return None
+        return f'{value!r} is not a range within {self.low}-{self.high}, such as "100-199"'
+
+    def normal(self, value: Any) -> Any:
+        """The lowest and the highest number."""
+        low, high = value.split("-")
+        return int(low), int(high)
+
+
+class HostKey(Type):
+    """An SSH host key as in known_hosts, without the host's name."""
+
+    def check(self, value: Any) -> str | None:
+        """What is wrong, or None."""
+        parts = value.split() if isinstance(value, str) else []
+        hint = "write `ssh-ed25519 AAAA...`, as `ssh-keyscan -t ed25519 HOST` prints after the host's name"
+        if parts and parts[0] == "ssh-rsa":
+            return f"{value!r} is an RSA key, which is not supported; take the host's ed25519 or ECDSA key: {hint}"
+        if len(parts) < 2 or parts[0] not in _HOST_KEYS:
+            return f"{value!r} is not a host key; {hint}"
+        try:
+            key = base64.b64decode(parts[1], validate=True)
+        except (binascii.Error, ValueError):
+            key = b""
+        kind = parts[0].encode()
+        if not key.startswith(len(kind).to_bytes(4, "big") + kind) or len(key) < len(kind) + 36:
+            return f"{value!r} is cut off or mistyped; {hint}"
+        return None
+
+    def normal(self, value: Any) -> Any:
+        """Type and key, without the comment."""
+        return " ".join(value.split()[:2])
+
+
+def _may_be_late(type_: Type) -> bool:
+    if isinstance(type_, fields.Either):
+        return _may_be_late(type_.first)
+    return isinstance(type_, (fields.Address, fields.Mac, OverlayAddress, HostKey))
+
+
+# -- models ----------------------------------------------------------------------------------
+
+
+class _Unknown:
+    """Stands in for the value of an unknown key: the error that pydantic makes for it carries this."""
+
+    def __init__(self, sentence: str) -> None:
+        self.sentence = sentence
+
+
+class Model(pydantic.BaseModel):
+    """An object of a stack file. Its keys are the fields' names in camelCase; others are errors."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, alias_generator=json_name, arbitrary_types_allowed=True, protected_namespaces=()
+    )
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _mark_unknown_keys(cls, data: Any) -> Any:
+        if data is None:  # `app:` with nothing below it
+            return {}
+        if not isinstance(data, Mapping):
+            raise stop(f"{errors.shown(data)} {_NOT_AN_OBJECT}")
+        keys = [field.alias or name for name, field in cls.model_fields.items()]
+        return {
+            key: value if key in keys else _Unknown(f"unknown key; {errors.instead(str(key), keys, all_of_them=True)}")
+            for key, value in ((key if isinstance(key, str) else errors.shown(key), v) for key, v in data.items())
+        }
+
+
+def with_fields_of(
+    spec: type[Any], base: type[AModel], *, leave_out: Sequence[str], words: Mapping[str, str]
+) -> type[AModel]:
+    """The model `base` with a key for each attribute of the agent's spec, except those that the planner fills in.
+    `words` describe them to the user; an attribute without is an error of whoever adds it."""
+    options: dict[str, Any] = {
+        field.name: (
+            Annotated[Any, Checked(field.metadata["type"])],
+            pydantic.Field(default=fields.default_of(field), description=words[field.name]),
+        )
+        for field in dataclasses.fields(spec)
+        if field.name not in leave_out
+    }
+    made: type[AModel] = pydantic.create_model(base.__name__, __base__=base, __doc__=base.__doc__, **options)
+    return made
+
+
+def values_of(options: Model, spec: type[Any], *, leave_out: Sequence[str]) -> dict[str, Any]:
+    """What the model holds of the spec's attributes, as keyword arguments of the spec."""
+    return {f.name: getattr(options, f.name) for f in dataclasses.fields(spec) if f.name not in leave_out}
+
+
+def read(model: type[AModel], data: Any) -> AModel:
+    """The model within another one whose kind depends on the value; its errors keep their paths."""
+    try:
+        return model.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise PydanticCustomError("nested", "nested", {"wrong": wrongs(error)}) from None
+
+
+def stop(sentence: str, *path: str) -> PydanticCustomError:
+    """The exception with which a validator says what is wrong; `path`: where within its value."""
+    return PydanticCustomError("nested", "nested", {"wrong": [(path, sentence)]})
+
+
+def wrongs(error: pydantic.ValidationError) -> list[Wrong]:
+    """Every error, in our words."""
+    out: list[Wrong] = []
+    for row in error.errors(include_url=False):
+        path = tuple(part for part in row["loc"] if part != "[key]")
+        context, value = row.get("ctx", {}), row["input"]
+        if row["type"] == "nested":
+            out += [(path + inner, sentence) for inner, sentence in context["wrong"]]
+        elif row["type"] == "extra_forbidden" and isinstance(value, _Unknown):
+            out.append((path, value.sentence))
+        elif row["type"] == "missing":
+            out.append((path, f"missing; {_MISSING.get(str(path[-1]), 'it has no default')}"))
+        else:
+            form = _NOT_A_LIST if row["type"] == "list_type" else _NOT_AN_OBJECT
+            out.append((path, f"{errors.shown(value)} {form}"))
+    return out
+
+
+def path_text(path: Sequence[int | str]) -> str:
+    """The path as people write it: segments.app.subnets[0]."""
+    parts = (part if isinstance(part, int) or re.fullmatch(r"[\w.-]+", part) else errors.shown(part) for part in path)
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+
+
+# -- JSON Schema -----------------------------------------------------------------------------
+
+
+def schema_of(type_: Type) -> dict[str, Any]:
+    """The JSON Schema of a value: what an editor can check while one types."""
+    if isinstance(type_, fields.Integer):
+        return {"type": "integer", "minimum": type_.low, "maximum": type_.high}
+    if isinstance(type_, fields.Flag):
+        return {"type": "boolean"}
+    if isinstance(type_, fields.Choice):
+        return {"enum": list(type_.values)}
+    if isinstance(type_, fields.Nothing):
+        return {"type": "null"}
+    if isinstance(type_, fields.Either):
+        return {"anyOf": [schema_of(type_.first), schema_of(type_.second)]}
+    if isinstance(type_, OneOrMore):
+        item = schema_of(type_.item)
+        return {"anyOf": [item, {"type": "array", "items": item}]}
+    if isinstance(type_, (fields.Range, NumberRange)):
+        return {"type": "string", "pattern": "^[0-9]+-[0-9]+$"}
+    return {"type": "string"}

@@ -1,0 +1,458 @@
+"""From what was declared to what each host shall have: pure, all at once, nothing asked of anybody.
+
+Everything that can only be seen across hosts is checked here, before any host is contacted: who
+has which address, whether the tunnels loop, what they carry, and what would stand twice on a host.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import ipaddress
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict
+
+from overlay_agent import document, fields
+from overlay_agent.document import Document, Owner
+from overlay_agent.kinds import KINDS, Device
+from overlay_agent.kinds.firewall import Firewall
+from overlay_components import addressing, bridge, errors, mtu, names, tunnel
+from overlay_components.addressing import Book
+from overlay_components.config import TUNNELS, Config, Segment
+from overlay_components.errors import ConfigErrors
+from overlay_components.tunnel import Attachment, End, Tunnel
+
+
+class ContainerRow(TypedDict):
+    """One line of the IP plan."""
+
+    segment: str
+    name: str
+    host: str
+    bridge: str
+    #: With its subnet's prefix length; null in a segment without subnets.
+    address: str | None
+    mac: str
+    gateway: str | None
+    mtu: int
+
+
+class TunnelRow(TypedDict):
+    """What the outputs say about a tunnel. `more`: what its kind adds, such as the VNIs."""
+
+    kind: str
+    topology: str
+    ends: list[str]
+    more: dict[str, Any]
+
+
+class SegmentRow(TypedDict):
+    """What the outputs say about a segment."""
+
+    mtu: int
+    bridge: str | None
+    hosts: list[str]
+    subnets: list[str]
+    addresses: dict[str, list[str]]
+    gateway: str | None
+    tunnels: dict[str, TunnelRow]
+
+
+class Rule(TypedDict):
+    """What a packet filter must let in."""
+
+    protocol: str
+    port: int
+    peers: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All documents of an environment, and what its outputs tell. Everything but `devices` is plain JSON data."""
+
+    #: By host; without "machine", which only the running program knows.
+    documents: dict[str, dict[str, Any]]
+    #: The specs in the documents, by host and interface name.
+    devices: dict[str, dict[str, Device]]
+    segments: dict[str, SegmentRow]
+    #: The IP plan, by segment and container.
+    containers: dict[str, dict[str, ContainerRow]]
+    #: By host and rule.
+    underlay_rules: dict[str, dict[str, Rule]]
+    warnings: tuple[str, ...]
+
+    def hosts(self) -> dict[str, dict[str, Any]]:
+        """For the stack's outputs: each host's devices, and what must reach it through packet filters."""
+        return {
+            # The peers stand in the rules already.
+            host: {
+                "devices": {n: {k: v for k, v in d.items() if k != "peers"} for n, d in raw["devices"].items()},
+                "underlayRules": self.underlay_rules.get(host, {}),
+            }
+            for host, raw in self.documents.items()
+        }
+
+
+def make_plan(config: Config, owner: Owner) -> Plan:
+    """The plan of a checked configuration. Raises ConfigErrors with everything that does not fit together."""
+    return _Planner(config, owner).plan()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """A device, and the key of the stack file that made it."""
+
+    where: str
+    spec: Device
+    claims: Mapping[tunnel.Claim, str]
+
+
+@dataclasses.dataclass
+class _Members:
+    """A segment with its hosts and tunnels looked up."""
+
+    name: str
+    where: str
+    options: Segment
+    hosts: list[End]
+    tunnels: list[Tunnel]
+    #: What stands on the hosts: the bridge's name, or None.
+    bridge: str | None
+
+    @property
+    def host_names(self) -> list[str]:
+        return [host.name for host in self.hosts]
+
+
+class _Planner:
+    def __init__(self, config: Config, owner: Owner) -> None:
+        self.config, self.owner = config, owner
+        self.ends = config.ends()
+        self.wrong: list[str] = []
+        self.warnings: list[str] = []
+        self.made: dict[str, dict[str, _Made]] = {name: {} for name in config.hosts}
+        #: (earlier place, later place, what is wrong) -> the hosts on which it is.
+        self.clashes: dict[tuple[str, str, str], list[str]] = collections.defaultdict(list)
+        #: By host and what is claimed: the first claim's value and place.
+        self.claims: dict[str, dict[Any, tuple[Any, str]]] = {name: {} for name in config.hosts}
+        self.rules: dict[str, dict[str, Rule]] = {name: {} for name in config.hosts}
+        #: The same for the host's own firewall, by device: it can tell apart what shares a port.
+        self.allowed: dict[str, dict[str, Any]] = {name: {} for name in config.hosts}
+
+    def plan(self) -> Plan:
+        self._check_hosts()
+        segments = [self._members(name, options) for name, options in self.config.segments.items()]
+        rows: dict[str, SegmentRow] = {}
+        containers: dict[str, dict[str, ContainerRow]] = {}
+        for segment in segments:
+            rows[segment.name], containers[segment.name] = self._segment(segment)
+        self.wrong += addressing.overlaps(
+            (f"{segment.where}.subnets[{number}]", ipaddress.ip_network(subnet), frozenset(segment.host_names))
+            for segment in segments
+            for number, subnet in enumerate(segment.options.subnets)
+        )
+        self._warn_of_peers(segments)
+        self.wrong += [
+            f"{later}: {why.format(hosts=errors.listed(hosts), earlier=earlier)}"
+            for (earlier, later, why), hosts in self.clashes.items()
+        ]
+        if self.wrong:
+            raise ConfigErrors(list(dict.fromkeys(self.wrong)))
+        devices = {host: {name: made.spec for name, made in made.items()} for host, made in self.made.items()}
+        return Plan(
+            {host: self._document(host, specs) for host, specs in devices.items()},
+            devices,
+            rows,
+            containers,
+            self.rules,
+            tuple(self.warnings),
+        )
+
+    def _document(self, host: str, devices: dict[str, Device]) -> dict[str, Any]:
+        allowed = self.allowed[host] if self.config.open_firewall else {}
+        services = {"firewall": Firewall(allow=allowed)} if allowed else {}
+        return document.to_json(Document(self.owner, host, devices=devices, services=services))
+
+    # -- hosts and segments ------------------------------------------------------------------
+
+    def _check_hosts(self) -> None:
+        seen: dict[tuple[str, int | None], str] = {}
+        for name, host in self.config.resolved_hosts().items():
+            place = f"hosts.{name}"
+            other = seen.setdefault((host.address, host.port), name)
+            if other != name and names.known(host.address):
+                self.wrong.append(f"{place}.address: {host.address} is host {other}'s too; each host has its own")
+                # Told here: no check of the tunnels shall tell it again.
+                told = names.Placeholder(host.address)
+                self.ends[name] = dataclasses.replace(self.ends[name], address=told, local=told)
+            versions = {
+                ipaddress.ip_address(a).version for a in (host.underlay_address, host.underlay_local) if names.known(a)
+            }
+            if len(versions) > 1:
+                self.wrong.append(
+                    f"{place}.underlay.local: {host.underlay_local} is of another IP version than the address that "
+                    f"others send to, {host.underlay_address}; give both of one version"
+                )
+                self.ends[name] = dataclasses.replace(self.ends[name], local=host.underlay_address)
+        for name in self.config.peers.keys() & self.config.hosts.keys():
+            self.wrong.append(f"peers.{name}: {name!r} is a host too; give the peer another name")
+
+    def _warn_of_peers(self, segments: Iterable[_Members]) -> None:
+        used = {end for segment in segments for one in segment.tunnels for end in one.ends}
+        if not self.wrong:
+            self.warnings += [
+                f"peers.{name}: no tunnel has this end; name it in a tunnel's endpoints, or leave it out"
+                for name in self.config.peers
+                if name not in used
+            ]
+
+    def _members(self, name: str, options: Segment) -> _Members:
+        where = f"segments.{name}"
+        members: list[str] = []
+        for number, host in enumerate(options.hosts if options.hosts is not None else self.config.hosts):
+            if host not in self.ends:
+                near = errors.instead(host, self.ends)
+                self.wrong.append(f"{where}.hosts[{number}]: unknown host {host!r}; {near}")
+            elif host in members:
+                self.wrong.append(f"{where}.hosts[{number}]: {host!r} stands twice; name each host once")
+            else:
+                members.append(host)
+        if options.hosts == []:
+            self.wrong.append(f"{where}.hosts: empty; name hosts, or leave the key out for all of them")
+        tunnels = [
+            tunnel.resolve(f"{where}.tunnels.{key}", name, TUNNELS[o.kind], o, members, self.ends, self.wrong)
+            for key, o in options.tunnels.items()
+        ]
+        hosts = [self.ends[host] for host in members if self.ends[host].managed]
+        bridge_name = None if options.bridge is None else bridge.name_of(name, options.bridge)
+        return _Members(name, where, options, hosts, [t for t in tunnels if t], bridge_name)
+
+    def _segment(self, segment: _Members) -> tuple[SegmentRow, dict[str, ContainerRow]]:
+        options, where = segment.options, segment.where
+        self._check_shape(segment)
+        subnets = [ipaddress.ip_network(subnet) for subnet in options.subnets]
+        versions: set[int] = {subnet.version for subnet in subnets}
+        size = options.mtu or 0
+        if segment.hosts:
+            budget = mtu.smallest(segment.tunnels, segment.hosts)
+            size = mtu.check(where, options.mtu, budget, bool(segment.tunnels), versions, self.wrong)
+        book = Book(where, subnets, self.wrong)
+        addresses = self._addresses(segment, book)
+        gateways = self._gateways(segment, book, addresses)
+        for number, address in enumerate(options.reserved):
+            book.enter(f"{where}.reserved[{number}]", f"reserved[{number}]", address)
+        containers = self._containers(segment, book, gateways, size)
+        tunnels = self._devices(segment, addresses, size)
+        row = SegmentRow(
+            mtu=size,
+            bridge=segment.bridge,
+            hosts=segment.host_names,
+            subnets=list(options.subnets),
+            addresses=addresses,
+            gateway=next(iter(gateways.values()), None),
+            tunnels=tunnels,
+        )
+        return row, containers
+
+    def _check_shape(self, segment: _Members) -> None:
+        """Loops, islands, and what `bridge: none` needs."""
+        where, options = segment.where, segment.options
+        # Without a bridge nothing is handed on, so nothing loops.
+        stp = options.bridge is None or bool(getattr(options.bridge, "stp", False))
+        graph = tunnel.loops(segment.tunnels, stp, f"{where}.bridge.stp", self.wrong)
+        if segment.hosts and len(segment.tunnels) == len(options.tunnels):
+            alone = set(segment.host_names) - tunnel.reached(graph, segment.hosts[0].name)
+            if alone:
+                self.warnings.append(
+                    f"{where}: no tunnel joins {errors.listed(sorted(alone))} with {segment.hosts[0].name}; "
+                    "add a tunnel with these ends"
+                )
+        if segment.bridge is not None:
+            if fields.InterfaceName().check(segment.bridge):
+                self.wrong.append(f"{where}.bridge.name: {tunnel.too_long(segment.bridge, 'bridge.name')}")
+            return
+        if len(options.tunnels) != 1:
+            self.wrong.append(
+                f"{where}.bridge: none, with {len(options.tunnels)} tunnels; without a bridge a segment has one"
+            )
+        for one in segment.tunnels:
+            count = collections.Counter(end for pair in one.pairs.values() for end in pair)
+            if any(n > 1 and one.ends[end].managed for end, n in count.items()):
+                most = max(count, key=lambda end: count[end])
+                self.wrong.append(
+                    f"{where}.bridge: none, but {one.where} makes several devices on {most}; "
+                    "without a bridge a host has one: two ends, or topology: mesh"
+                )
+        if options.containers:
+            self.wrong.append(f"{where}.containers: there is no bridge to plug them into; leave out bridge: none")
+
+    # -- addresses ---------------------------------------------------------------------------
+
+    def _addresses(self, segment: _Members, book: Book) -> dict[str, list[str]]:
+        out: dict[str, list[str]] = {}
+        for host, texts in segment.options.addresses.items():
+            where = f"{segment.where}.addresses.{host}"
+            if not self._is_member(where, host, segment):
+                continue
+            entered = (book.enter(where, f"host {host}", text) for text in texts)
+            out[host] = [address for address in entered if address is not None]
+            if len(set(out[host])) < len(out[host]):
+                self.wrong.append(f"{where}: an address stands twice; write it once")
+        if out:
+            self._check_underlay(segment, book)
+        return out
+
+    def _check_underlay(self, segment: _Members, book: Book) -> None:
+        """An address in a subnet makes a route to it; the underlay, and SSH, would be sent into the tunnel."""
+        for end in self.ends.values():
+            if not names.known(end.address):
+                continue
+            address = ipaddress.ip_address(end.address)
+            inside = next((subnet for subnet in book.subnets if address in subnet), None)
+            if inside:
+                self.wrong.append(
+                    f"{segment.where}.subnets: {inside} holds {end.name}'s underlay address {address}, which the hosts "
+                    "would then look for inside the overlay; take another subnet"
+                )
+                return
+
+    def _is_member(self, where: str, host: str, segment: _Members) -> bool:
+        if host not in self.config.hosts:
+            self.wrong.append(f"{where}: unknown host {host!r}; {errors.instead(host, self.config.hosts)}")
+        elif host not in segment.host_names:
+            self.wrong.append(
+                f"{where}: host {host!r} is not in segment {segment.name}; add it to {segment.where}.hosts"
+            )
+        return host in segment.host_names
+
+    def _gateways(self, segment: _Members, book: Book, addresses: Mapping[str, list[str]]) -> dict[int, str]:
+        """The gateway by IP version."""
+        value, where = segment.options.gateway, f"{segment.where}.gateway"
+        if value == "none":
+            return {}
+        try:
+            ipaddress.ip_address(value)
+        except ValueError:
+            if isinstance(value, names.Placeholder):
+                return {net.version: value for net in book.subnets}
+            if not self._is_member(where, value, segment):
+                return {}
+            if not addresses.get(value):
+                self.wrong.append(
+                    f"{where}: host {value!r} has no address in the segment; add {segment.where}.addresses.{value}"
+                )
+            known = [ipaddress.ip_interface(a) for a in reversed(addresses.get(value, [])) if names.known(a)]
+            return {a.version: str(a.ip) for a in known}
+        found = book.find(where, value)
+        if found is None:
+            return {}
+        return {found[0].version: str(found[0])}
+
+    def _containers(
+        self, segment: _Members, book: Book, gateways: Mapping[int, str], size: int
+    ) -> dict[str, ContainerRow]:
+        out: dict[str, ContainerRow] = {}
+        macs: dict[str, str] = {}
+        for gateway in filter(names.known, gateways.values()):
+            book.holders.setdefault(ipaddress.ip_address(gateway), "the gateway")
+        for name, container in segment.options.containers.items():
+            where = f"{segment.where}.containers.{name}"
+            self._is_member(f"{where}.host", container.host, segment)
+            address = None
+            if container.address is not None:
+                address = book.enter(f"{where}.address", f"container {name}", container.address)
+            elif book.subnets:
+                self.wrong.append(
+                    f"{where}.address: missing; give an address in {errors.listed(map(str, book.subnets))}"
+                )
+            mac = container.mac or names.mac(self.owner.label, segment.name, name)
+            other = macs.setdefault(mac, name)
+            if other != name and names.known(mac):
+                self.wrong.append(f"{where}.mac: {mac} is container {other}'s too; take another, or leave it out")
+            version = ipaddress.ip_interface(address).version if names.known(address) and address else None
+            out[name] = ContainerRow(
+                segment=segment.name,
+                name=name,
+                host=container.host,
+                bridge=segment.bridge or "",
+                address=address,
+                mac=mac,
+                gateway=gateways.get(version) if version else next(iter(gateways.values()), None),
+                mtu=size,
+            )
+        return out
+
+    # -- devices -----------------------------------------------------------------------------
+
+    def _devices(self, segment: _Members, addresses: Mapping[str, list[str]], size: int) -> dict[str, TunnelRow]:
+        def common(host: str, name: str, *, holds: bool) -> dict[str, Any]:
+            own = addresses.get(host, []) if holds else []
+            return {
+                "mtu": size,
+                "mac": names.mac(self.owner.label, host, name),
+                "addresses": {address: {} for address in own},
+                # IPv6 needs a link-local address on every interface that has another (RFC 4291, 2.1).
+                "link_local": any(":" in address for address in own),
+            }
+
+        if segment.bridge is not None and segment.options.bridge is not None:
+            for host in segment.hosts:
+                switch = bridge.device(segment.options.bridge, common(host.name, segment.bridge, holds=True))
+                self._add(host.name, segment.bridge, _Made(f"{segment.where}.bridge", switch, {}))
+
+        def of_tunnel(at: Attachment) -> dict[str, Any]:
+            return {**common(at.host.name, at.device, holds=segment.bridge is None), "bridge": segment.bridge}
+
+        rows: dict[str, TunnelRow] = {}
+        for one in segment.tunnels:
+            specs: list[Device] = []
+            wrong: dict[str, str] = {}
+            for at, spec in one.kind.devices(one, of_tunnel, self.wrong):
+                specs.append(spec)
+                for sentence in _contradictions(spec):
+                    wrong.setdefault(sentence.partition(":")[0], sentence)
+                self._add(at.host.name, at.device, _Made(one.where, spec, one.kind.claims(spec)))
+                self._allow(at, one, spec)
+            self.wrong += [f"{one.where}.{sentence}" for sentence in wrong.values()]
+            rows[one.name] = TunnelRow(
+                kind=one.options.kind, topology=one.options.topology, ends=list(one.ends), more=one.kind.facts(specs)
+            )
+        return rows
+
+    def _add(self, host: str, name: str, made: _Made) -> None:
+        others = self.made[host]
+        if name in others:
+            why = f"device {name} is made on {{hosts}} by {{earlier}} too; set another {_name_key(made.where)}"
+            self.clashes[others[name].where, made.where, why].append(host)
+            return
+        for (key, value), sentence in made.claims.items():
+            first, where = self.claims[host].setdefault(key, (value, made.where))
+            if (first, where) != (value, made.where) and (value is None or value != first):
+                self.clashes[where, made.where, sentence].append(host)
+        others[name] = made
+
+    def _allow(self, at: Attachment, one: Tunnel, spec: Device) -> None:
+        protocol, port = one.kind.listens(one.options)
+        told_by = one.kind.told_by(spec)
+        self.allowed[at.host.name][at.device] = {"protocol": protocol, "port": port, **told_by, "peers": at.peers}
+        rule = self.rules[at.host.name].setdefault(one.base, Rule(protocol=protocol, port=port, peers={}))
+        rule["peers"].update(at.peers)
+
+
+def _name_key(where: str) -> str:
+    return "bridge.name" if where.endswith(".bridge") else "ifname"
+
+
+def _contradictions(spec: Device) -> Iterable[str]:
+    """What the agent would refuse in the spec. Of its peers, which are checked for the tunnel as a whole, one stands
+    for all: a mesh of 1,000 hosts has a million."""
+    peers = getattr(spec, "peers", None)
+    if peers:
+        one_peer: Any = {"peers": dict(itertools.islice(peers.items(), 1))}
+        spec = dataclasses.replace(spec, **one_peer)
+    values = [getattr(spec, field.name) for field in dataclasses.fields(spec)]
+    texts = itertools.chain(values, *(value.values() for value in values if isinstance(value, dict)))
+    if any(isinstance(text, names.Placeholder) for text in texts):
+        return []
+    return KINDS[spec.KIND].wrong(spec)

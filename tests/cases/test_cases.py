@@ -1,0 +1,56 @@
+"""Each file here is one case: a stack, and the exact errors or the devices that it makes.
+
+`stack` is what stands below `overlay:` in a stack file. `errors` are all of them, word for word and in order; or
+`wanted` is what is planned, MAC addresses left out, and `warnings`. A new case is a new file.
+"""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from overlay_agent import document
+from overlay_agent.document import Owner
+from overlay_components.config import load_config
+from overlay_components.errors import ConfigErrors
+from overlay_components.plan import make_plan
+
+OWNER = Owner("overlay", "cases", "0")
+FILES = sorted(Path(__file__).parent.glob("*.yaml"))
+ROW = ("host", "bridge", "address", "gateway", "mtu")
+
+
+def planned(stack):
+    config = load_config(stack)
+    plan = make_plan(config, OWNER)
+    for raw in plan.documents.values():
+        document.load(document.dump(raw))  # the agent takes what the planner makes
+    out = {"devices": {host: without_macs(raw["devices"]) for host, raw in plan.documents.items()}}
+    if any(plan.containers.values()):
+        out["containers"] = {
+            segment: {name: {key: row[key] for key in ROW} for name, row in rows.items()}
+            for segment, rows in plan.containers.items()
+        }
+    if config.open_firewall:
+        out["services"] = {host: raw["services"] for host, raw in plan.documents.items() if "services" in raw}
+    return {**out, "rules": plan.underlay_rules}, list(plan.warnings)
+
+
+def without_macs(devices):
+    return {name: {key: v for key, v in spec.items() if key != "mac"} for name, spec in devices.items()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_case(path):
+    case = yaml.safe_load(path.read_text())
+    assert set(case) in ({"why", "stack", "errors"}, {"why", "stack", "wanted", "warnings"})
+    if "wanted" in case:
+        assert planned(case["stack"]) == (case["wanted"], case["warnings"])
+        return
+    with pytest.raises(ConfigErrors) as caught:
+        planned(case["stack"])
+    assert caught.value.errors == case["errors"]
+
+
+def test_the_cases_are_there():
+    assert len(FILES) > 70

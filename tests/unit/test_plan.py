@@ -1,0 +1,206 @@
+"""The planner's promises: what it makes the agent takes, and nothing moves when others come and go."""
+
+import copy
+import itertools
+import time
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from overlay_agent import document
+from overlay_agent.document import Owner
+from overlay_components import names
+from overlay_components.config import load_config
+from overlay_components.errors import ConfigErrors
+from overlay_components.plan import make_plan
+
+OWNER = Owner("overlay", "test", "0")
+NAMES = ["alpha", "beta", "gamma", "delta", "epsilon", "a-host.example.org", "h1"]
+TOPOLOGIES = ["mesh", "multicast", "hub", "pairs"]
+
+
+def plan_of(raw):
+    return make_plan(load_config(raw), OWNER)
+
+
+@st.composite
+def stacks(draw):
+    """A stack that is right, of any shape that there is."""
+    version = draw(st.sampled_from([4, 6]))
+    chosen = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=6, unique=True))
+    prefix = "198.18.0." if version == 4 else "2001:db8::"
+    hosts = {
+        name: {"address": f"{prefix}{NAMES.index(name) + 11}", "mtu": draw(st.sampled_from([1500, 1400, 9000]))}
+        for name in chosen
+    }
+    segments = {}
+    for number in range(draw(st.integers(1, 3))):
+        members = draw(st.lists(st.sampled_from(chosen), min_size=1, unique=True))
+        segment = {"hosts": members, "subnets": [f"10.{number}.0.0/24", f"fd00:{number}::/64"]}
+        if draw(st.booleans()):
+            segment["bridge"] = draw(
+                st.fixed_dictionaries({}, optional={"ageing": st.integers(0, 99), "stp": st.booleans()})
+            )
+        segment["addresses"] = {
+            name: [f"10.{number}.0.{place + 1}", f"fd00:{number}::{place + 1}"]
+            for place, name in enumerate(members)
+            if draw(st.booleans())
+        }
+        segment["containers"] = {
+            f"c{place}": {"host": draw(st.sampled_from(members)), "address": f"10.{number}.0.{place + 100}"}
+            for place in range(draw(st.integers(0, 3)))
+        }
+        topology = draw(st.sampled_from(TOPOLOGIES))
+        tunnel = {"kind": "vxlan", "topology": topology, "ifname": f"vx{number}"}
+        if topology == "multicast":
+            tunnel["group"] = "239.1.1.1" if version == 4 else "ff05::1"
+        if topology in {"hub", "pairs"}:
+            tunnel["vniRange"] = f"{number * 1000000 + 1}-{number * 1000000 + 900000}"
+            if topology == "hub":
+                tunnel["hub"] = members[0]
+            else:
+                tunnel["endpoints"] = [list(pair) for pair in itertools.pairwise(members)]
+        else:
+            tunnel["vni"] = number + 1
+        if len(members) > 1 or topology in {"mesh", "multicast"}:
+            segment["tunnels"] = {"t": tunnel}
+        segments[f"s{number}"] = segment
+    return {
+        "defaults": {"underlay": {"device": "eth0"}},
+        "hosts": hosts,
+        "segments": segments,
+        "openFirewall": draw(st.booleans()),
+    }
+
+
+SLOW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+class TestProperties:
+    @SLOW
+    @given(stacks())
+    def test_the_agent_takes_every_document(self, raw):
+        plan = plan_of(raw)
+        assert plan.documents.keys() == raw["hosts"].keys()
+        for host, written in plan.documents.items():
+            read = document.load(document.dump(written))
+            assert read.host == host
+            assert dict(read.devices) == plan.devices[host]
+            tunnels = {name for name, spec in read.devices.items() if spec.KIND == "vxlan"}
+            opened = read.services["firewall"].allow.keys() if "firewall" in read.services else set()
+            assert opened == (tunnels if raw["openFirewall"] else set())
+
+    @SLOW
+    @given(stacks())
+    def test_macs_are_local_unicast_and_stand_once(self, raw):
+        plan = plan_of(raw)
+        macs = [spec.mac for devices in plan.devices.values() for spec in devices.values()]
+        macs += [row["mac"] for rows in plan.containers.values() for row in rows.values()]
+        assert len(set(macs)) == len(macs)
+        assert all(mac.startswith("02:") for mac in macs)
+
+    @SLOW
+    @given(stacks(), st.data())
+    def test_a_host_more_changes_no_others_mac_vni_or_name(self, raw, data):
+        new = data.draw(st.sampled_from([*sorted(set(NAMES) - raw["hosts"].keys()), "zulu"]))
+        more = copy.deepcopy(raw)
+        number = [*NAMES, "zulu"].index(new) + 11
+        more["hosts"][new] = {"address": ("198.18.0.{}" if "198" in str(raw) else "2001:db8::{}").format(number)}
+        for segment in more["segments"].values():
+            for tunnel in segment.get("tunnels", {}).values():
+                if tunnel["topology"] == "pairs":
+                    tunnel["endpoints"].append([segment["hosts"][-1], new])
+            segment["hosts"].append(new)
+        before = plan_of(raw)
+        try:
+            after = plan_of(more)
+        except ConfigErrors as error:
+            assume(not any("both come to" in text for text in error.errors))
+            raise
+        for host, devices in before.devices.items():
+            for name, spec in devices.items():
+                same = after.devices[host][name]
+                assert (same.mac, getattr(same, "vni", 0)) == (spec.mac, getattr(spec, "vni", 0))
+        for segment, rows in before.containers.items():
+            for name, row in rows.items():
+                assert (after.containers[segment][name]["mac"]) == row["mac"]
+
+    @SLOW
+    @given(stacks())
+    def test_a_container_more_changes_nothing_else(self, raw):
+        more = copy.deepcopy(raw)
+        segment = next(iter(more["segments"].values()))
+        segment["containers"]["new"] = {"host": segment["hosts"][0], "address": "10.0.0.200"}
+        before, after = plan_of(raw), plan_of(more)
+        assert after.documents == before.documents
+        assert after.containers["s0"].pop("new")
+        assert after.containers == before.containers
+
+    @SLOW
+    @given(stacks())
+    def test_the_order_of_hosts_does_not_matter(self, raw):
+        turned = {**raw, "hosts": dict(reversed(raw["hosts"].items()))}
+        assert plan_of(turned).documents == plan_of(raw).documents
+
+    @SLOW
+    @given(stacks())
+    def test_what_leaves_one_end_can_enter_the_other(self, raw):
+        """Each peer of a device has a device of the same VNI and port that knows it back."""
+        plan = plan_of(raw)
+        for host, devices in plan.devices.items():
+            for spec in devices.values():
+                for peer in getattr(spec, "peers", {}):
+                    assert any(
+                        getattr(other, "vni", None) == spec.vni and host in other.peers
+                        for other in plan.devices[peer].values()
+                    )
+
+
+class TestNames:
+    def test_a_container_keeps_its_mac_when_it_moves(self):
+        def mac(host):
+            raw = {
+                "hosts": {"a": {"address": "192.0.2.11"}, "b": {"address": "192.0.2.12"}},
+                "segments": {
+                    "app": {"subnets": ["10.0.0.0/24"], "containers": {"x": {"host": host, "address": "10.0.0.5"}}}
+                },
+            }
+            return plan_of(raw).containers["app"]["x"]["mac"]
+
+        assert mac("a") == mac("b")
+
+    @pytest.mark.parametrize("peer", ["a", "a-host-with-a-very-long-name", "odd:name", "another-very-long-name"])
+    def test_names_for_peers_fit(self, peer):
+        name = names.for_peer("vx-app", peer)
+        assert len(name) <= 15
+        assert name == names.for_peer("vx-app", peer)
+        assert (name == "vx-app-a") == (peer == "a")
+
+    def test_long_names_with_one_beginning_differ(self):
+        assert names.for_peer("vx-app", "rack-1-server-10") != names.for_peer("vx-app", "rack-1-server-11")
+
+    def test_a_segment_renamed_with_its_ifname_kept_keeps_its_devices(self):
+        def devices(segment):
+            hosts = {name: {"address": f"192.0.2.{n}"} for n, name in enumerate("abc", 11)}
+            tunnel = {"kind": "vxlan", "topology": "hub", "hub": "a", "vniRange": "1-100000", "ifname": "vx0"}
+            segments = {segment: {"bridge": {"name": "br0"}, "tunnels": {"t": tunnel}}}
+            return plan_of({"hosts": hosts, "segments": segments}).documents
+
+        assert devices("old") == devices("new")
+
+
+def test_other_stacks_have_other_macs():
+    raw = {"hosts": {"a": {"address": "192.0.2.11"}}, "segments": {"app": {}}}
+    macs = {make_plan(load_config(raw), Owner("p", stack, "0")).devices["a"]["br-app"].mac for stack in ("x", "y")}
+    assert len(macs) == 2
+
+
+def test_a_thousand_hosts_are_planned_in_seconds():
+    hosts = {f"h{n}": {"address": f"198.18.{n // 250}.{n % 250 + 1}"} for n in range(1000)}
+    began = time.perf_counter()
+    plan = plan_of({"hosts": hosts, "segments": {"app": {"tunnels": {"mesh": {"kind": "vxlan", "vni": 42}}}}})
+    took = time.perf_counter() - began
+    print(f"1,000 hosts, one mesh: planned in {took:.2f} s")
+    assert len(plan.documents["h0"]["devices"]["vx-app"]["peers"]) == 999
+    assert took < 10
