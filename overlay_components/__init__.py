@@ -1,0 +1,30 @@
+"""Declarative layer-2 overlay networks between Linux hosts, as Pulumi components.
+
+with Overlay("prod"):
+    a, b = Host("a", address="192.0.2.11"), Host("b", address="192.0.2.12")
+    app = Bridge("app", hosts=[a, b], subnets=["10.10.0.0/24"])
+    VxlanTunnel("app-mesh", bridge=app, vni=42)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from overlay_components.bridge import Bridge
+    from overlay_components.host import Host
+    from overlay_components.overlay import Overlay
+    from overlay_components.vxlan_tunnel import VxlanTunnel
+
+__all__ = ["Bridge", "Host", "Overlay", "VxlanTunnel"]
+
+_MODULES = {"Bridge": "bridge", "Host": "host", "Overlay": "overlay", "VxlanTunnel": "vxlan_tunnel"}
+
+
+def __getattr__(name: str) -> Any:
+    """The class of that name. Loaded when asked for: Pulumi takes 0.5 s, for which `overlay --help` need not wait."""
+    import importlib  # noqa: PLC0415
+
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

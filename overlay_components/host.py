@@ -1,0 +1,189 @@
+"""A host, and the commands that make its document true there.
+
+Resources a host, one after another and side by side with other hosts': the agent's file, what takes
+the agent away at the end, its installation, and the document. A change of the network touches the
+last one alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from pulumi import FileAsset, Input, Output, ResourceOptions
+from pulumi_command import remote
+from typing_extensions import Unpack
+
+from overlay_agent import COMMAND, document
+from overlay_agent.document import Owner
+from overlay_components import _outputs
+from overlay_components.component import Component, words
+from overlay_components.connection import Connection
+from overlay_components.names import Placeholder
+
+#: The provider counts failures: three more after the first (remote/connection.go in pulumi-command).
+DIAL_ERRORS = 3
+DIAL_SECONDS = 10
+
+
+class UnderlayArgs(TypedDict, total=False):
+    """How other hosts reach this one, where that is not its address."""
+
+    address: Input[str]
+    local: Input[str]
+    device: str
+
+
+class HostArgs(TypedDict, total=False):
+    """Keys of `overlay:hosts.<name>` (docs/stack-file.md)."""
+
+    address: Input[str]
+    user: str
+    port: int
+    identity_file: str
+    host_key: Input[str]
+    proxy: str
+    mtu: int
+    sudo: bool
+    underlay: UnderlayArgs
+    generation: int
+    force: bool
+
+
+class Host(Component):
+    """A Linux machine reached over SSH. Its name is its identity: another name is another host.
+
+    Outputs: `ready`, true once its document is applied; `plan`, its devices by name.
+    """
+
+    def __init__(self, name: str, opts: ResourceOptions | None = None, **args: Unpack[HostArgs]) -> None:
+        values = words(args)
+        super().__init__("Host", name, values, opts)
+        self.overlay.declare("hosts", name, value=values)
+        self._args = values
+
+    @property
+    def ready(self) -> Output[bool]:
+        """True once its document is applied."""
+        return self.promised("ready")
+
+    @property
+    def plan(self) -> Output[dict[str, Any]]:
+        """Its devices by name, once they are there."""
+        return self.promised("plan")
+
+    def register(
+        self, connection: Input[Connection], plan: Input[Any], owner: Owner, stack_id: Output[str], archive: Path
+    ) -> remote.Command:
+        """Registers the host's commands; returns the one that applies its document. `archive` is the agent's,
+        `stack_id` known text."""
+        full = f"{self.overlay.name}-{self.name}"
+        opts = ResourceOptions(parent=self, deleted_with=self.opts.deleted_with)
+        # Each stack has its own: what one removes must not be what another still needs.
+        file = f".overlay-agent-{owner.project}-{owner.stack}.pyz"
+        arguments = _outputs.then(connection, _arguments)
+        texts = _outputs.then(connection, lambda c: self._texts(c, file, archive.stem))
+        common: dict[str, Any] = {
+            "connection": arguments,
+            # The environment would have to be allowed by each host's sshd; nothing of ours needs it.
+            "add_previous_output_in_env": False,
+            "logging": remote.Logging.STDERR,
+        }
+        generation = self._args.get("generation", 1)
+        copy = remote.CopyToRemote(
+            f"{full}-agent",
+            connection=arguments,
+            source=FileAsset(str(archive)),
+            remote_path=file,
+            # The provider copies again only for another file or path, so a host that was made anew
+            # has to be told apart by what it is reached at.
+            triggers=[_outputs.then(connection, lambda c: [c.host, c.port, c.user, c.host_key]), generation],
+            opts=opts,
+        )
+        force = {"force": True} if self._args.get("force") else {}
+        request = {
+            "schema": document.SCHEMA_VERSION,
+            "host": self.name,
+            "generation": generation,
+            "owner": vars(owner),
+            **force,
+        }
+        # Runs nothing until it is deleted, and then takes away all that the stack has there: also what a
+        # first document left that failed and is not in the state. No part of the installation, which a rebuilt
+        # host repeats as a new resource: the old one's delete would look for the machine that is gone.
+        about = stack_id.apply(lambda id_: _text(request, id_))
+        uninstall = remote.Command(
+            f"{full}-uninstall",
+            delete=texts["uninstall"],
+            stdin=about,
+            opts=ResourceOptions.merge(opts, ResourceOptions(depends_on=[copy])),
+            **common,
+        )
+        install = remote.Command(
+            f"{full}-install",
+            create=texts["install"],
+            update=texts["update"],
+            stdin=about,
+            triggers=[generation],
+            opts=ResourceOptions.merge(opts, ResourceOptions(depends_on=[uninstall])),
+            **common,
+        )
+        told = _outputs.known_text(install.stdout, lambda _: f"<machine id of {self.name}>")
+
+        def text(parts: list[Any]) -> str:
+            id_, said, the_plan = parts
+            machine = said if isinstance(said, Placeholder) else json.loads(said)["machine"]
+            return _text({**the_plan.documents[self.name], **force, "machine": machine}, id_)
+
+        return remote.Command(
+            f"{full}-document",
+            create=texts["apply"],
+            stdin=Output.all(stack_id, told, plan).apply(text),
+            opts=ResourceOptions.merge(opts, ResourceOptions(depends_on=[install])),
+            **common,
+        )
+
+    def _texts(self, connection: Connection, file: str, version: str) -> dict[str, str]:
+        """The commands. `file` lies in the user's home, which nobody else can write to: sudo runs it.
+        `version` does nothing but make the installation run again for another agent."""
+        said: bool | None = self._args.get("sudo", self.overlay.raw.get("defaults", {}).get("sudo"))
+        sudo = "sudo -n " if (connection.user != "root" if said is None else said) else ""
+        return {
+            "install": f"{sudo}sh {file} install  # {version}",
+            "update": f"{sudo}sh {file} install known  # {version}",
+            # Runs long after it was written: on a host that lost the agent, or never got it.
+            "uninstall": f"test ! -x {COMMAND} || {sudo}{COMMAND} uninstall && rm -f {file}",
+            "apply": f"{sudo}{COMMAND} apply",
+        }
+
+    def settle(self, plan: Output[Any], commands: Mapping[str, Any]) -> None:
+        """See Component.settle."""
+        done: Output[str] = commands[self.name].stdout
+        self.keep("ready", lambda: done.apply(lambda _: True))
+        self.keep("plan", lambda: Output.all(plan, done).apply(lambda both: both[0].documents[self.name]["devices"]))
+        # No outputs are registered: the engine would write the whole state once more for each host.
+
+
+def _arguments(connection: Connection) -> dict[str, Any]:
+    """The connection as the provider takes it. An ssh-agent is found by SSH_AUTH_SOCK, never by a
+    path in the state, so that what a connection is does not differ by log-in."""
+    out: dict[str, Any] = {
+        "host": connection.host,
+        "port": connection.port,
+        "user": connection.user,
+        "host_key": connection.host_key,
+        "dial_error_limit": DIAL_ERRORS,
+        "per_dial_timeout": DIAL_SECONDS,
+    }
+    if connection.private_key:
+        out["private_key"] = connection.private_key
+    if connection.proxy:
+        out["proxy"] = _arguments(connection.proxy)
+    return out
+
+
+def _text(raw: Mapping[str, Any], id_: str) -> str:
+    """The document's text with the stack's id."""
+    return document.dump({**raw, "owner": {**raw["owner"], "id": id_}})

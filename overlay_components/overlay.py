@@ -1,0 +1,267 @@
+"""A plan's worth of components: collects what is declared in a `with` block, and on leaving it
+plans, checks everything at once, and registers one document command a host.
+
+Hosts, bridges and tunnels only say what is wanted. They cannot act one by one: a tunnel's device on
+one host needs the addresses of all others, and a host is to be changed once, as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import types
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pulumi
+from pulumi import Output, ResourceOptions, runtime
+from pulumi.runtime.proto.engine_pb2_grpc import EngineStub
+from pulumi_command import local
+from typing_extensions import Self
+
+from overlay_agent.document import Owner
+from overlay_components import _outputs, _sdk, agent, component, config, connection
+from overlay_components.bridge import Bridge
+from overlay_components.component import Component, words
+from overlay_components.config import Config
+from overlay_components.errors import ConfigErrors
+from overlay_components.host import Host
+from overlay_components.names import Placeholder
+from overlay_components.plan import Plan, make_plan
+
+#: Makes the random id of a stack once; Pulumi's state keeps it (rule 9). Works on Linux and macOS.
+MAKE_ID = "od -An -N8 -tx1 /dev/urandom | tr -d ' \\n'"
+#: By this exit code the language host knows that the user was told what is wrong.
+_SAID_WHY = 32
+#: Host keys that are not known yet are asked for so many hosts at a time.
+_SCANS = 8
+
+
+class Overlay(pulumi.ComponentResource):
+    """All overlay networks of one environment: `with Overlay("prod"): ...`.
+
+    Leaving the block raises one pulumi.RunError with every error that was found. `peers`,
+    `defaults` and `open_firewall` are as in the stack file (docs/stack-file.md).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        peers: Mapping[str, Any] | None = None,
+        open_firewall: bool | None = None,
+        opts: ResourceOptions | None = None,
+    ) -> None:
+        _end_without_traceback()
+        super().__init__("overlay:index:Overlay", name, {}, opts)
+        self.name = name
+        self.components: list[Component] = []
+        self.raw: dict[str, Any] = words({"defaults": defaults, "peers": peers, "open_firewall": open_firewall})
+        self._done = False
+        self._plan: _outputs.Promise[Plan] = _outputs.Promise()
+        #: The plan: `containers`, `segments`, `underlay_rules` and the documents.
+        self.plan: Output[Plan] = self._plan.output
+
+    @classmethod
+    def from_stack(cls, name: str | None = None) -> Overlay:
+        """The Overlay that the current stack's file describes. Raises RunError with all its errors."""
+        try:
+            raw = config.from_pulumi({**runtime.config.get_config_env(), **runtime.config.CONFIG.get()})
+            config.load_config(raw)
+        except ConfigErrors as error:
+            raise pulumi.RunError("\n".join(error.errors)) from None
+        overlay = cls(
+            name or pulumi.get_stack(),
+            defaults=raw.get("defaults"),
+            peers=raw.get("peers"),
+            open_firewall=raw.get("openFirewall"),
+        )
+        with _sdk.light(), overlay:
+            for host, values in raw["hosts"].items():
+                Host(host, **values)
+            for segment, values in (raw.get("segments") or {}).items():
+                inner = dict(values or {})
+                tunnels = inner.pop("tunnels", None) or {}
+                bridge = Bridge(segment, **inner)
+                for tunnel, options in tunnels.items():
+                    made_by = config.TUNNELS[options["kind"]].component
+                    made_by(f"{segment}-{tunnel}", bridge=bridge, **options)
+        return overlay
+
+    def declare(self, *path: str, value: Mapping[str, Any]) -> None:
+        """Adds to what will be planned. Raises RunError for a name that stands there already."""
+        at = self.raw
+        for key in path[:-1]:
+            at = at.setdefault(key, {})
+        if path[-1] in at:
+            raise pulumi.RunError(f"{'.'.join(path)}: declared twice; give one of them another name")
+        at[path[-1]] = dict(value)
+
+    def __enter__(self) -> Self:
+        if component.open_block is not None:
+            raise pulumi.RunError(
+                f"Overlay {self.name!r}: entered inside of Overlay {component.open_block.name!r}; end that block first"
+            )
+        if self._done:
+            raise pulumi.RunError(f"Overlay {self.name!r}: its block was left already; use a second Overlay")
+        component.open_block = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        component.open_block, self._done = None, True
+        try:
+            if error is None:
+                with _sdk.light():
+                    self._register()
+        except BaseException as failure:
+            self._reject(failure)
+            raise
+        if error is not None:
+            # Whoever waits for an output of ours would wait for ever.
+            self._reject(error)
+
+    def _reject(self, error: BaseException) -> None:
+        self._plan.reject(error)
+        for declared in self.components:
+            declared.reject(error)
+
+    def _register(self) -> None:
+        stack = pulumi.get_stack()
+        owner = Owner(pulumi.get_project(), stack if self.name == stack else f"{stack}.{self.name}", _ID)
+        hosts = [c for c in self.components if isinstance(c, Host)]
+        if _outputs.leaves(self.raw):
+            raw = _outputs.unless_stuck(_outputs.known_text(self.raw, _describe, _missing), self._stuck)
+            planned: Any = raw.apply(lambda r: _planned(r, owner))
+        else:
+            planned = _planned(self.raw, owner)
+        plan = _outputs.then(planned, lambda both: both.plan)
+        connections = _outputs.then(planned, lambda both: both.connections)
+        identity = local.Command(
+            f"{self.name}-id",
+            create=MAKE_ID,
+            logging=local.Logging.NONE,
+            # Whatever a later version writes here, the id must not be drawn again.
+            opts=ResourceOptions(parent=self, ignore_changes=["*"]),
+        )
+        # The state has it from the first `up` on.
+        stack_id = _outputs.known_text(identity.stdout, lambda _: _ID)
+        archive = agent.archive()
+        commands = {}
+        for host in hosts:
+            reached: Any
+            if isinstance(connections, Output):
+                own = _outputs.leaves(self.raw["hosts"][host.name]).values()
+                reached = _outputs.part(connections, host.name, own)
+            else:
+                reached = connections[host.name]
+            commands[host.name] = host.register(reached, plan, owner, stack_id, archive)
+        for declared in self.components:
+            declared.settle(plan, commands)
+        self._plan.keep(Output.from_input(plan))
+        self.register_outputs({})
+        _sdk.await_together()
+
+    def _stuck(self) -> pulumi.RunError:
+        paths = sorted(".".join(path) for path in _outputs.leaves(self.raw))
+        return pulumi.RunError(
+            f"{', '.join(paths)}: depends on an output of Overlay {self.name!r} itself, which waits for it; "
+            "use a second Overlay"
+        )
+
+
+def _end_without_traceback() -> None:
+    """Lets the engine end the program as it means to: by SIGINT, after it has said what failed. Python would
+    answer with the event loop's traceback, below which nobody finds the error. Elsewhere (tests, the
+    automation API, a program with its own handler) the signal is not ours."""
+    run_by_engine = isinstance(runtime.settings.get_engine(), EngineStub)
+    if run_by_engine and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, lambda *_: os._exit(_SAID_WHY))
+
+
+#: Stands in for the stack's id until Pulumi's state has it.
+_ID = Placeholder("<id of this stack>")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    plan: Plan
+    connections: dict[str, Any]
+
+
+def _planned(raw: Mapping[str, Any], owner: Owner) -> _Planned:
+    """Plan and connections, or one RunError with everything that is wrong."""
+    try:
+        checked = config.load_config(raw)
+        plan = make_plan(checked, owner)
+    except ConfigErrors as error:
+        raise pulumi.RunError("\n".join(error.errors)) from None
+    connections = _connections(checked)
+    for warning in [*plan.warnings, *_folded(connections)]:
+        pulumi.log.warn(warning)
+    return _Planned(plan, connections)
+
+
+def _connections(checked: Config) -> dict[str, Any]:
+    """How each host is reached; None where that is not known yet."""
+    operator = connection.Operator()
+    problems: list[str] = []
+
+    def one(host: config.ResolvedHost) -> Any:
+        if isinstance(host.address, Placeholder) or isinstance(host.host_key, Placeholder):
+            return None
+        wanted = connection.Wanted(
+            address=host.address,
+            user=host.user,
+            port=host.port,
+            identity_file=host.identity_file,
+            host_key=host.host_key,
+            proxy=host.proxy,
+        )
+        try:
+            return connection.resolve(f"hosts.{host.name}", wanted, operator)
+        except connection.ConnectionProblem as error:
+            problems.extend(error.problems)
+            return None
+
+    hosts = checked.resolved_hosts()
+    with ThreadPoolExecutor(_SCANS) as pool:
+        found = dict(zip(hosts, pool.map(one, hosts.values()), strict=True))
+    if problems:
+        raise pulumi.RunError("\n".join(dict.fromkeys(problems)))
+    return found
+
+
+def _folded(connections: Mapping[str, connection.Connection | None]) -> list[str]:
+    """The connections' warnings; what is said of several hosts once, of the first."""
+    by_text: dict[str, list[str]] = {}
+    for name, found in connections.items():
+        for warning in found.warnings if found else ():
+            by_text.setdefault(warning.replace(f"hosts.{name}", "hosts.*"), []).append(name)
+    out = []
+    for text, names in by_text.items():
+        first = text.replace("hosts.*", f"hosts.{names[0]}")
+        more = f" (and {len(names) - 1} more hosts)" if len(names) > 1 else ""
+        out.append(first.replace(f"hosts.{names[0]}:", f"hosts.{names[0]}{more}:", 1))
+    return out
+
+
+_THINGS = {"address": "address", "hostKey": "host key", "mac": "MAC address"}
+
+
+def _describe(path: _outputs.Path) -> str:
+    """`<address of c>` for hosts.c.address."""
+    *_, owner, key = ("", *path)
+    return f"<{_THINGS.get(key, key)} of {owner}>"
+
+
+def _missing(what: str) -> pulumi.RunError:
+    return pulumi.RunError(
+        f"{what}: not known, since what makes it takes no part in this run; name that in --target too, or leave it out"
+    )
