@@ -1,0 +1,88 @@
+"""What a person would type instead: the kinds' own commands, in the order in which the agent works."""
+
+from __future__ import annotations
+
+import copy
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from overlay_agent import document
+from overlay_agent.document import Document, Owner
+from overlay_agent.kinds import KINDS
+from overlay_components import config, errors, plan
+from overlay_components.errors import ConfigErrors
+from overlay_components.plan import Plan
+
+
+def lines(raw: Mapping[str, Any], owner: Owner, name: str) -> list[str]:
+    """The commands, with comments, for that host or peer. Raises ConfigErrors."""
+    checked = config.load_config(raw)
+    made = plan.make_plan(checked, owner)
+    if name in made.documents:
+        wanted = document.parse(made.documents[name])
+        head = [f"# {owner.label} on {name}, by hand; `pulumi up` does it, and can undo it"]
+        return [*head, *_modules(wanted), *_commands(wanted, marked=True)]
+    if name not in checked.peers:
+        known = errors.instead(name, [*checked.hosts, *checked.peers])
+        raise ConfigErrors([f"HOST: unknown host {name!r}; {known}"])
+    return _peer(raw, owner, name, made)
+
+
+def _peer(raw: Mapping[str, Any], owner: Owner, name: str, made: Plan) -> list[str]:
+    address = raw["peers"][name]["address"]
+    out = [f"# {name}, {address}: not managed by {owner.label}; what it needs as the other end"]
+    ends = 0
+    for segment, row in made.segments.items():
+        for tunnel, facts in row["tunnels"].items():
+            if name in facts["ends"]:
+                ends += 1
+                more = ", ".join(f"{key} {_text(value)}" for key, value in facts["more"].items())
+                others = ", ".join(end for end in facts["ends"] if end != name)
+                out.append(f"# segment {segment}, tunnel {tunnel}: {facts['kind']}, {more}; with {others}")
+                out.append(f"#   mtu {row['mtu']}, subnets {_text(row['subnets'])}")
+    if not ends:
+        return [*out, "# no tunnel has this end: there is nothing to type"]
+    try:
+        as_host = document.parse(plan.make_plan(config.load_config(_managed(raw, name, made)), owner).documents[name])
+    except (ConfigErrors, document.DocumentError):
+        # What it shares with others (a VNI on several pairs) a Linux host could not do.
+        return [*out, "# a Linux machine cannot be that end with these numbers: see above for what it has to speak"]
+    return [*out, "# if it is a Linux machine:", *_modules(as_host), *_commands(as_host, marked=False)]
+
+
+def _managed(raw: Mapping[str, Any], name: str, made: Plan) -> dict[str, Any]:
+    """The same stack with the peer as one of its hosts, in the tunnels whose end it is and in no other."""
+    out: dict[str, Any] = copy.deepcopy(dict(raw))
+    before = list(out["hosts"])
+    out["hosts"][name] = out["peers"].pop(name)
+    out.pop("openFirewall", None)  # how they guard it is theirs to say
+    for segment, row in made.segments.items():
+        ends = [end for facts in row["tunnels"].values() for end in facts["ends"]]
+        members = out["segments"][segment].get("hosts") or before
+        out["segments"][segment] = {**out["segments"][segment], "hosts": list(members)}
+        if name in ends and name not in members:
+            out["segments"][segment]["hosts"].append(name)
+        for tunnel, facts in row["tunnels"].items():
+            options = out["segments"][segment]["tunnels"][tunnel]
+            options.setdefault("endpoints", facts["ends"])
+    return out
+
+
+def _modules(wanted: Document) -> list[str]:
+    return [f"modprobe {module}" for module in sorted(wanted.modules())]
+
+
+def _commands(wanted: Document, *, marked: bool) -> list[str]:
+    objects = sorted(wanted.objects.items(), key=lambda item: (KINDS[item[1].KIND].rank, item[0]))
+    # Our mark on what is not ours would be a lie.
+    return [
+        shlex.join(command)
+        for name, spec in objects
+        for command in KINDS[spec.KIND].commands(name, spec, wanted.owner.alias(name))
+        if marked or wanted.owner.alias(name) not in command
+    ]
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

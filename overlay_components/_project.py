@@ -1,0 +1,79 @@
+"""Which stack is meant on the command line, found as Pulumi finds it: Pulumi.yaml and its stackConfigDir."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from overlay_agent.document import Owner
+from overlay_components import config, errors, plan
+from overlay_components.errors import ConfigErrors
+from overlay_components.plan import Plan
+
+_DEFAULT_PROJECT = "overlay"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """A stack file that was read. `notes`: what its reader should know."""
+
+    raw: Mapping[str, Any]
+    owner: Owner
+    notes: tuple[str, ...] = ()
+
+    def plan(self) -> Plan:
+        """Its plan, as `pulumi up` makes it. Raises ConfigErrors with every error of the file."""
+        return plan.make_plan(config.load_config(self.raw), self.owner)
+
+
+def find(file: Path | None, name: str | None) -> Stack:
+    """The stack of that file or name, or the project's only one. Raises ConfigErrors."""
+    if file is not None and name is not None:
+        raise ConfigErrors([f"--stack: {name!r} and a file, {file}; give one of them"])
+    start = Path.cwd() if file is None else file.resolve().parent
+    project = next((p / "Pulumi.yaml" for p in (start, *start.parents) if (p / "Pulumi.yaml").is_file()), None)
+    settings = _settings(project) if project else {}
+    notes: tuple[str, ...] = ()
+    if file is None:
+        if project is None:
+            raise ConfigErrors(
+                [f"{start}: no Pulumi.yaml here or above; name a stack file, or write one: overlay init"]
+            )
+        file = _file(project.parent / str(settings.get("stackConfigDir") or "."), name)
+    elif project is None:
+        notes = (f"{file}: no Pulumi.yaml beside it or above; MAC addresses are those of a project named overlay",)
+    raw = config.read_stack_file(file)
+    # Only Pulumi's state knows the stack's id, and nothing that is shown depends on it.
+    owner = Owner(str(settings.get("name") or _DEFAULT_PROJECT), _stack_name(file), "unknown")
+    return Stack(raw, owner, notes)
+
+
+def _file(folder: Path, name: str | None) -> Path:
+    files = {_stack_name(path): path for path in sorted(folder.glob("Pulumi.*.yaml"))}
+    if name is not None:
+        if name not in files:
+            raise ConfigErrors([f"--stack: unknown stack {name!r} in {folder}; {errors.instead(name, files)}"])
+        return files[name]
+    if len(files) != 1:
+        there = f"holds {len(files)} stack files" if files else "holds no stack file Pulumi.<stack>.yaml"
+        what = f"say --stack {next(iter(files))}, or another of {', '.join(files)}" if files else "write one"
+        raise ConfigErrors([f"{folder}: {there}; {what}"])
+    return next(iter(files.values()))
+
+
+def _stack_name(path: Path) -> str:
+    return path.name.removeprefix("Pulumi.").removesuffix(".yaml") or path.name
+
+
+def _settings(project: Path) -> Mapping[str, Any]:
+    try:
+        settings = yaml.safe_load(project.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigErrors([f"{project}: cannot be read ({' '.join(str(error).split())}); mend it"]) from None
+    if not isinstance(settings, dict):
+        raise ConfigErrors([f"{project}: is not an object; it has at least `name:` and `runtime: python`"])
+    return settings

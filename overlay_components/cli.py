@@ -1,0 +1,244 @@
+"""The command `overlay`: what can be done from the stack file alone, without contacting a host.
+
+It shares the loader and the planner with the program, so it says what `pulumi up` would say. All
+imports but typer's are made when they are needed: `overlay --help` must not wait for Pulumi.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+# ruff: noqa: PLC0415 - see above
+
+if TYPE_CHECKING:
+    from overlay_components._project import Stack
+    from overlay_components.plan import Plan
+
+app = typer.Typer(
+    help="Layer-2 overlay networks between Linux hosts, declared in a Pulumi stack file. No command of this program "
+    "contacts a host: `pulumi preview` and `pulumi up` do.",
+    epilog="Exit codes: 0 done; 1 the input is wrong (every error is told, one a line); 2 wrong usage.",
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain text: the same on every terminal, so that the documentation can show it.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StackFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="FILE", help="The stack file; default: the project's only one.", show_default=False),
+]
+StackName = Annotated[
+    str | None, typer.Option("--stack", "-s", metavar="NAME", help="The stack, by name.", show_default=False)
+]
+
+
+@app.command()
+def init(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to write; default: here.", show_default=False)
+    ] = Path(),
+    host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=ADDRESS", help="A server; give it once for each.", show_default=False),
+    ] = None,
+    subnet: Annotated[str, typer.Option(metavar="SUBNET", help="The containers' subnet.")] = "10.10.0.0/24",
+    vni: Annotated[int, typer.Option(metavar="NUMBER", help="The VXLAN's number.")] = 42,
+    stack: Annotated[str, typer.Option("--stack", "-s", metavar="NAME", help="The first stack.")] = "dev",
+) -> None:
+    """Write a Pulumi project with a first stack; overwrites nothing.
+
+    Without --host it asks for two servers, or without a terminal takes a=192.0.2.11 and b=192.0.2.12, to be edited.
+    """
+    with _told():
+        from overlay_components import _init
+
+        example = {"a": "192.0.2.11", "b": "192.0.2.12"}
+        hosts = _init.hosts_of(host) if host else _ask(example)
+        wanted = _init.files(_version(), stack, hosts, subnet, vni)
+        _init.write(folder, wanted)
+    typer.echo(f"Written to {folder.resolve()}: {', '.join(wanted)}")
+    step = f"cd {folder} && " if folder.resolve() != Path.cwd() else ""
+    if hosts == example:
+        typer.echo(f"First put your servers' addresses into stacks/Pulumi.{stack}.yaml. Then:")
+    else:
+        typer.echo("Next:")
+    typer.echo(f"  {step}pulumi login --local      # or where your team keeps its state")
+    typer.echo(f"  pulumi stack init {stack}")
+    typer.echo("  pulumi up                   # shows what would change, and asks")
+
+
+@app.command()
+def plan(
+    file: StackFile = None,
+    stack: StackName = None,
+    json: Annotated[bool, typer.Option("--json", help="The same as JSON, with all attributes.")] = False,
+) -> None:
+    """Show the IP plan, the devices, and what must reach hosts."""
+    with _told():
+        found = _find(file, stack)
+        made = found.plan()
+    _warn(made.warnings)
+    if json:
+        import json as json_
+
+        out = {"containers": made.containers, "hosts": made.hosts(), "segments": made.segments}
+        typer.echo(json_.dumps(out, indent=2))
+        return
+    _show("IP plan", ["segment", "container", "host", "bridge", "address", "gateway", "MAC", "MTU"], _containers(made))
+    _show("Devices", ["host", "device", "kind", "bridge", "addresses", "MTU", "more"], _devices(made))
+    _show("To be let in by firewalls", ["host", "tunnel", "protocol", "port", "from"], _rules(made))
+
+
+@app.command()
+def explain(
+    host: Annotated[
+        str, typer.Argument(metavar="HOST", help="A host of the stack, or a peer that it does not manage.")
+    ],
+    file: StackFile = None,
+    stack: StackName = None,
+) -> None:
+    """Print what one would type on a host to do it by hand."""
+    with _told():
+        from overlay_components import _explain
+
+        found = _find(file, stack)
+        lines = _explain.lines(found.raw, found.owner, host)
+    for line in lines:
+        typer.echo(line)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of stack files, for editors."""
+    from overlay_components import config
+
+    typer.echo(config.schema_text(), nl=False)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"overlay-networks {_version()}")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app(prog_name="overlay")
+
+
+# -- input -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Wrong input becomes its sentences, one a line, and exit code 1."""
+    from overlay_components.errors import ConfigErrors
+
+    try:
+        yield
+    except ConfigErrors as error:
+        for line in error.errors:
+            typer.echo(line, err=True)
+        raise typer.Exit(1) from None
+
+
+def _find(file: Path | None, name: str | None) -> Stack:
+    from overlay_components import _project
+
+    found = _project.find(file, name)
+    _warn(found.notes)
+    return found
+
+
+def _ask(example: Mapping[str, str]) -> dict[str, str]:
+    if not sys.stdin.isatty():
+        return dict(example)
+    return {name: typer.prompt(f"Address of server {name}", default=address) for name, address in example.items()}
+
+
+def _version() -> str:
+    from overlay_agent import __version__
+
+    return __version__
+
+
+# -- output ----------------------------------------------------------------------------------
+
+
+def _warn(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        typer.echo(f"warning: {sentence}", err=True)
+
+
+_COMMON = ("kind", "mtu", "mac", "bridge", "addresses", "peers")
+
+
+def _containers(made: Plan) -> Iterator[list[str]]:
+    for rows in made.containers.values():
+        for row in rows.values():
+            address, gateway = row["address"] or "-", row["gateway"] or "-"
+            yield [
+                row["segment"],
+                row["name"],
+                row["host"],
+                row["bridge"],
+                address,
+                gateway,
+                row["mac"],
+                str(row["mtu"]),
+            ]
+
+
+def _devices(made: Plan) -> Iterator[list[str]]:
+    for host, document in made.documents.items():
+        for name, device in document["devices"].items():
+            more = [f"{key} {value}" for key, value in device.items() if key not in _COMMON]
+            if "peers" in device:
+                more.append(f"{len(device['peers'])} peer{'s' if len(device['peers']) != 1 else ''}")
+            addresses = ", ".join(device.get("addresses", ())) or "-"
+            yield [
+                host,
+                name,
+                device["kind"],
+                device.get("bridge") or "-",
+                addresses,
+                str(device["mtu"]),
+                ", ".join(more),
+            ]
+
+
+def _rules(made: Plan) -> Iterator[list[str]]:
+    from overlay_components.errors import listed
+
+    for host, rules in made.underlay_rules.items():
+        for name, rule in rules.items():
+            yield [host, name, rule["protocol"], str(rule["port"]), listed(rule["peers"].values())]
+
+
+def _show(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    if table.row_count:
+        console = Console(highlight=False, soft_wrap=False)
+        # In a file or a pipe lines are as long as they are: a folded address cannot be searched for.
+        Console(highlight=False, width=console.width if console.is_terminal else 1000).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""The command `overlay`: what it writes, shows and refuses, without any host."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from overlay_agent import __version__
+from overlay_components import cli, config
+
+ROOT = Path(__file__).parents[2]
+
+PEER = """\
+config:
+  overlay:hosts:
+    a: {address: 198.18.0.11}
+    b: {address: 198.18.0.12}
+  overlay:peers:
+    r: {address: 198.18.0.77}
+    lonely: {address: 198.18.0.78}
+  overlay:segments:
+    app:
+      subnets: [10.10.0.0/24]
+      addresses: {a: 10.10.0.1}
+      tunnels: {mesh: {kind: vxlan, vni: 42, endpoints: [a, b, r]}}
+    two:
+      subnets: [10.11.0.0/24]
+      tunnels: {mesh: {kind: vxlan, vni: 43}}
+"""
+
+
+@pytest.fixture
+def overlay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PULUMI_STACK", raising=False)
+
+    def run(*words, code=0, **options):
+        done = CliRunner().invoke(cli.app, [str(word) for word in words], **options)
+        assert done.exit_code == code, done.output
+        return done
+
+    return run
+
+
+# -- init ------------------------------------------------------------------------------------
+
+
+def test_init_writes_a_project_that_plans(overlay, tmp_path):
+    said = overlay("init", "--host", "a=198.18.0.11", "--host", "b=198.18.0.12", "--vni", 7, "-s", "try").stdout
+    assert said.splitlines()[-3:] == [
+        "  pulumi login --local      # or where your team keeps its state",
+        "  pulumi stack init try",
+        "  pulumi up                   # shows what would change, and asks",
+    ]
+    assert (tmp_path / "__main__.py").read_text() == (ROOT / "__main__.py").read_text()
+    assert (tmp_path / "Pulumi.yaml").read_text() == (ROOT / "Pulumi.yaml").read_text()
+    assert (tmp_path / "requirements.txt").read_text() == f"overlay-networks=={__version__}\n"
+    assert ".venv/" in (tmp_path / ".gitignore").read_text()
+    stack = tmp_path / "stacks/Pulumi.try.yaml"
+    schema = stack.read_text().splitlines()[0].removeprefix("# yaml-language-server: $schema=")
+    assert (stack.parent / schema).read_text() == config.schema_text()
+    assert yaml.safe_load(stack.read_text())["config"] == {
+        "overlay:hosts": {"a": {"address": "198.18.0.11"}, "b": {"address": "198.18.0.12"}},
+        "overlay:segments": {
+            "app": {
+                "subnets": ["10.10.0.0/24"],
+                "tunnels": {"mesh": {"kind": "vxlan", "vni": 7}},
+                "containers": {
+                    "web1": {"host": "a", "address": "10.10.0.11"},
+                    "web2": {"host": "b", "address": "10.10.0.12"},
+                },
+            }
+        },
+    }
+    made = json.loads(overlay("plan", "--json").stdout)
+    assert made["hosts"]["a"]["devices"]["vx-app"]["vni"] == 7
+
+
+def test_init_overwrites_nothing_and_names_what_is_there(overlay, tmp_path):
+    (tmp_path / "Pulumi.yaml").write_text("mine")
+    (tmp_path / ".gitignore").write_text("mine too")
+    said = overlay("init", code=1).stderr
+    assert said == (
+        f"{tmp_path}: Pulumi.yaml and .gitignore are there already; nothing was written: move them away, "
+        "or name a folder\n"
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".gitignore", "Pulumi.yaml"]
+
+
+def test_init_without_a_terminal_asks_nothing(overlay, tmp_path):
+    said = overlay("init", "new/folder").stdout
+    assert "First put your servers' addresses into stacks/Pulumi.dev.yaml. Then:" in said
+    assert "cd new/folder && pulumi login --local" in said
+    assert "192.0.2.11" in (tmp_path / "new/folder/stacks/Pulumi.dev.yaml").read_text()
+
+
+@pytest.mark.parametrize("subnet", ["10.9.0.0/16", "10.9.0.0/29", "fd00:9::/64"])
+def test_init_takes_other_subnets(overlay, subnet):
+    overlay("init", "--subnet", subnet)
+    assert json.loads(overlay("plan", "--json").stdout)["segments"]["app"]["subnets"] == [subnet]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--host", "a"], ["--host: 'a' is not a host; write NAME=ADDRESS, such as a=192.0.2.11"]),
+        (["--host", "a=192.0.2.1", "--host", "a=192.0.2.2"], ["--host: 'a' stands twice; each host has its own name"]),
+        (
+            ["--host", "a=one", "--host", "b=two", "--vni", "0"],
+            [
+                "hosts.a.address: 'one' is not an IP address, such as 192.0.2.11 or 2001:db8::11",
+                "hosts.b.address: 'two' is not an IP address, such as 192.0.2.11 or 2001:db8::11",
+                "segments.app.tunnels.mesh.vni: 0 is not a whole number from 1 to 16777215",
+            ],
+        ),
+        (
+            ["--subnet", "10.0.0.0/32"],
+            ["--subnet: '10.0.0.0/32' has no room for a and b; take a larger one, such as 10.10.0.0/24"],
+        ),
+        (["--stack", "../x"], ["--stack: '../x' is not a stack's name; take letters, digits, '_', '.' and '-'"]),
+    ],
+)
+def test_init_refuses_before_it_writes(overlay, tmp_path, words, said):
+    assert overlay("init", *words, code=1).stderr.splitlines() == said
+    assert not list(tmp_path.iterdir())
+
+
+# -- plan ------------------------------------------------------------------------------------
+
+
+def test_plan_is_a_table(overlay):
+    said = overlay("plan", ROOT / "stacks/Pulumi.lab.yaml").stdout
+    rows = [line.split() for line in said.splitlines()]
+    assert ["app", "web", "h2", "br-app", "10.10.0.11/24", "-", "02:0d:87:db:2a:91", "1450"] in rows
+    assert ["h2", "vx-app", "udp", "4789", "198.18.0.11", "and", "198.18.0.13"] in rows
+    assert any(row[:4] == ["h1", "vx-ops", "vxlan", "br-ops"] for row in rows)
+
+
+def test_plan_as_json_has_the_shape_of_the_outputs(overlay):
+    made = json.loads(overlay("plan", "--json", ROOT / "stacks/Pulumi.lab.yaml").stdout)
+    assert made.keys() == {"containers", "hosts", "segments"}
+    assert made["containers"]["app"]["web"]["mac"] == "02:0d:87:db:2a:91"
+    assert made["hosts"]["h1"]["underlayRules"]["vx-app"]["port"] == 4789
+
+
+def test_plan_tells_every_error_of_the_stack_file(overlay, tmp_path):
+    file = tmp_path / "Pulumi.x.yaml"
+    file.write_text(
+        PEER.replace("vni: 42", "vni: 0").replace("b: {address", "b: {adress").replace("vni: 43", "vnl: 43")
+    )
+    done = overlay("plan", file, code=1)
+    assert done.stdout == ""
+    assert [line for line in done.stderr.splitlines() if not line.startswith("warning: ")] == [
+        "hosts.b.address: missing; give its IPv4 or IPv6 address",
+        "hosts.b.adress: unknown key; did you mean address?",
+        "segments.app.tunnels.mesh.vni: 0 is not a whole number from 1 to 16777215",
+        "segments.two.tunnels.mesh.vnl: unknown key; did you mean vni?",
+    ]
+
+
+def test_plan_finds_the_stack_as_pulumi_does(overlay, tmp_path, monkeypatch):
+    overlay("init")
+    (tmp_path / "deep/er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep/er")
+    assert "web1" in overlay("plan").stdout
+    (tmp_path / "stacks/Pulumi.prod.yaml").write_text(PEER)
+    said = overlay("plan", code=1).stderr
+    assert said == f"{tmp_path}/stacks: holds 2 stack files; say --stack dev, or another of dev, prod\n"
+    assert "warning: peers.lonely: no tunnel has this end" in overlay("plan", "-s", "prod").stderr
+    said = overlay("plan", "-s", "pord", code=1).stderr
+    assert said == f"--stack: unknown stack 'pord' in {tmp_path}/stacks; did you mean prod?\n"
+    assert "give one of them" in overlay("plan", "-s", "dev", "x.yaml", code=1).stderr
+
+
+def test_plan_without_a_project(overlay, tmp_path):
+    said = overlay("plan", code=1).stderr
+    assert said == f"{tmp_path}: no Pulumi.yaml here or above; name a stack file, or write one: overlay init\n"
+    (tmp_path / "Pulumi.x.yaml").write_text(PEER)
+    assert "MAC addresses are those of a project named overlay" in overlay("plan", "Pulumi.x.yaml").stderr
+    assert "cannot be read" in overlay("plan", "nowhere.yaml", code=1).stderr
+    (tmp_path / "Pulumi.yaml").write_text("- 1")
+    assert "is not an object" in overlay("plan", "Pulumi.x.yaml", code=1).stderr
+
+
+def test_mac_addresses_are_those_of_the_project(overlay, tmp_path):
+    overlay("init")
+    one = json.loads(overlay("plan", "--json").stdout)["containers"]["app"]["web1"]["mac"]
+    file = tmp_path / "Pulumi.yaml"
+    file.write_text(file.read_text().replace("name: overlay", "name: other"))
+    assert json.loads(overlay("plan", "--json").stdout)["containers"]["app"]["web1"]["mac"] != one
+
+
+# -- explain ---------------------------------------------------------------------------------
+
+
+def test_explain_a_host(overlay):
+    said = overlay("explain", "h2", ROOT / "stacks/Pulumi.lab.yaml").stdout.splitlines()
+    assert said[0] == "# overlay/lab on h2, by hand; `pulumi up` does it, and can undo it"
+    assert "modprobe vxlan" in said
+    assert any(line.startswith("ip link add vx-app mtu 1450") and "id 42 dstport 4789" in line for line in said)
+    assert "bridge fdb append 00:00:00:00:00:00 dev vx-app dst 198.18.0.13" in said
+    assert "ip link set dev vx-app alias overlay:overlay/lab/vx-app" in said
+    made = [line.split()[3] for line in said if line.startswith("ip link add")]
+    assert made == ["br-app", "br-ops", "vx-app", "vx-ops"], "bridges before what is plugged into them"
+
+
+def test_explain_a_peer(overlay, tmp_path):
+    (tmp_path / "Pulumi.x.yaml").write_text(PEER + "  overlay:openFirewall: true\n")
+    said = overlay("explain", "r", "Pulumi.x.yaml").stdout
+    assert "nft" not in said, "their firewall is theirs"
+    assert said.startswith("# r, 198.18.0.77: not managed by overlay/x; what it needs as the other end\n")
+    assert "# segment app, tunnel mesh: vxlan, vnis 42, port 4789; with a, b\n" in said
+    assert "local 198.18.0.77" in said
+    for end in ("11", "12"):
+        assert f"bridge fdb append 00:00:00:00:00:00 dev vx-app dst 198.18.0.{end}\n" in said
+    assert "vx-two" not in said, "it is no end of that tunnel"
+    assert "alias" not in said, "our mark on what is not ours"
+    assert "10.10.0.1" not in said, "that is host a's address"
+    assert "nothing to type" in overlay("explain", "lonely", "Pulumi.x.yaml").stdout
+
+
+def test_explain_a_peer_that_no_linux_host_could_be(overlay, tmp_path):
+    text = PEER.replace("endpoints: [a, b, r]", "topology: pairs, endpoints: [[a, r], [b, r]]")
+    (tmp_path / "Pulumi.x.yaml").write_text(text)
+    said = overlay("explain", "r", "Pulumi.x.yaml").stdout
+    assert "vnis 42, port 4789; with a, b" in said
+    assert "a Linux machine cannot be that end" in said
+
+
+def test_explain_nobody(overlay):
+    said = overlay("explain", "h4", ROOT / "stacks/Pulumi.lab.yaml", code=1).stderr
+    assert said == "HOST: unknown host 'h4'; known are h1, h2 and h3\n"
+
+
+# -- the rest --------------------------------------------------------------------------------
+
+
+def test_schema_and_version(overlay):
+    assert overlay("schema").stdout == config.schema_text()
+    assert overlay("version").stdout == f"overlay-networks {__version__}\n"
+
+
+def test_wrong_usage_has_its_own_code(overlay):
+    overlay("plan", "--nonsense", code=2)
+    overlay("nonsense", code=2)
+
+
+def test_help_does_not_wait_for_pulumi():
+    script = (
+        "import sys\nfrom overlay_components import cli\n"
+        "try:\n    cli.app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "slow = {'pulumi', 'grpc', 'pydantic', 'paramiko', 'rich', 'yaml'} & sys.modules.keys()\n"
+        "sys.exit(f'imported: {slow}' if slow else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 0
