@@ -23,8 +23,8 @@ from overlay_components.component import Component, words
 from overlay_components.connection import Connection
 from overlay_components.names import Placeholder
 
-#: The provider counts failures: three more after the first (remote/connection.go in pulumi-command).
-DIAL_ERRORS = 3
+#: The provider counts failures: three dials in all (remote/connection.go in pulumi-command).
+DIAL_ERRORS = 2
 DIAL_SECONDS = 10
 
 

@@ -46,6 +46,8 @@ export PULUMI_CONFIG_PASSPHRASE_FILE="$_overlay_root/.lab/passphrase"
 mkdir -p "$_overlay_root/.lab/state"
 export PULUMI_BACKEND_URL="file://$_overlay_root/.lab/state"
 export PULUMI_HOME="$_overlay_root/.tools"
+# Some machines set it; the program would then be compiled anew at every run.
+unset PYTHONDONTWRITEBYTECODE
 export PULUMI_PYTHON_CMD="$_overlay_root/.venv/bin/python"
 
 # Neither looks for a newer Pulumi nor fetches plugins: `make setup` installed the ones that are needed, and on a machine

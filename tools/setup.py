@@ -40,8 +40,8 @@ PLUGIN_VERSION = "1.2.1"
 PLUGIN_FILE = Path("plugins") / f"resource-command-v{PLUGIN_VERSION}" / "pulumi-resource-command"
 CLI_FILES = ("pulumi", "pulumi-language-python", "pulumi-language-python-exec")
 DOWNLOAD_SITE = "https://get.pulumi.com/releases"
-DOWNLOAD_PATIENCE = 8.0     # seconds; without a way out some networks drop packets instead of refusing
-OLDEST_GO = (1, 21)         # from here on Go fetches the version that a go.mod asks for by itself
+DOWNLOAD_PATIENCE = 8.0  # seconds; without a way out some networks drop packets instead of refusing
+OLDEST_GO = (1, 21)  # from here on Go fetches the version that a go.mod asks for by itself
 
 # Command that must be there -> Debian package that brings it. For the tests, the lab and the demo.
 SYSTEM_COMMANDS = {
@@ -56,7 +56,7 @@ SYSTEM_COMMANDS = {
     "sudo": "sudo",
     "tcpdump": "tcpdump",
 }
-SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])   # not on every user's PATH
+SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])  # not on every user's PATH
 
 
 class SetupError(Exception):
@@ -120,7 +120,7 @@ def read_stamp(path: Path) -> str:
 def system_packages() -> None:
     """Install what is missing where we may, else name it in one line to copy. What needs them then says so itself."""
     missing = sorted({p for c, p in SYSTEM_COMMANDS.items() if shutil.which(c, path=SYSTEM_PATH) is None})
-    if importlib.util.find_spec("ensurepip") is None:       # Debian ships Python without it
+    if importlib.util.find_spec("ensurepip") is None:  # Debian ships Python without it
         missing.append("python3-venv")
     if not missing:
         return
@@ -133,7 +133,7 @@ def system_packages() -> None:
     with services_not_started():
         try:
             run("apt-get install", command, DEBIAN_FRONTEND="noninteractive")
-        except SetupError:          # package lists are old, or a fresh container has none
+        except SetupError:  # package lists are old, or a fresh container has none
             run("apt-get update", ["apt-get", "update"])
             run("apt-get install", command, DEBIAN_FRONTEND="noninteractive")
     if "openssh-server" in missing and shutil.which("systemctl"):
@@ -162,7 +162,7 @@ def services_not_started() -> Iterator[None]:
 def virtualenv(directory: Path, lock: Path, python: str, *, project: bool = False) -> None:
     """Make `directory` a virtual environment with exactly the lock's packages (and this project, editable)."""
     stamp = directory / ".stamp"
-    parts: list[str | Path] = [str(directory), python, platform.python_version(), lock]   # paths: scripts hold them
+    parts: list[str | Path] = [str(directory), python, platform.python_version(), lock]  # paths: scripts hold them
     if project:
         parts.append(ROOT / "pyproject.toml")
     wanted = digest(*parts)
@@ -272,7 +272,7 @@ def unpack_bundle(stage: Path) -> Path:
     found: dict[str, str] = {}
     with tarfile.open(archive) as tar:
         for member in tar:
-            data = tar.extractfile(member)      # None for all but plain files; names are checked below, never joined
+            data = tar.extractfile(member)  # None for all but plain files; names are checked below, never joined
             if data is None:
                 continue
             name = member.name.removeprefix("./")
@@ -380,7 +380,7 @@ def cli_from_go(stage: Path) -> Origin:
     if tuple(map(int, version.removeprefix("go").split(".")[:2])) < OLDEST_GO:
         raise UnavailableError(f"{go} is {version}; install {needed}")
     work = stage / "go"
-    shutil.copytree(ROOT / "tools" / "pulumi", work / "src")      # go may complete go.mod: not in the checkout
+    shutil.copytree(ROOT / "tools" / "pulumi", work / "src")  # go may complete go.mod: not in the checkout
     environment = {
         "CGO_ENABLED": "0",
         "GOFLAGS": "-mod=mod -trimpath -buildvcs=false",
@@ -393,7 +393,10 @@ def cli_from_go(stage: Path) -> Origin:
     programs = {
         "cli": ("pulumi", "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi", stamped),
         "language-host": (
-            "pulumi-language-python", "github.com/pulumi/pulumi/sdk/python/cmd/pulumi-language-python/v3", "-s -w"),
+            "pulumi-language-python",
+            "github.com/pulumi/pulumi/sdk/python/cmd/pulumi-language-python/v3",
+            "-s -w",
+        ),
     }
     say("building Pulumi from the Go module registry (about 5 minutes on 2 cores, 5 GB of disk while it runs)")
     try:
@@ -514,9 +517,13 @@ def summary() -> str:
     """One line: what this checkout works with."""
     record = json.loads((TOOLS / "provenance.json").read_text())
     plugin = record["command_plugin"]
-    note = "" if plugin["kind"] == "real" else (
-        " - the stand-in of tools/command_plugin, because Pulumi's own could not be had here; it does the same,"
-        " and `make test` proves it"
+    note = (
+        ""
+        if plugin["kind"] == "real"
+        else (
+            " - the stand-in of tools/command_plugin, because Pulumi's own could not be had here; it does the same,"
+            " and `make test` proves it"
+        )
     )
     return f"Pulumi {record['pulumi']['version']}, command plugin {plugin['version']} ({plugin['kind']}){note}"
 

@@ -89,8 +89,13 @@ class Sshd:
     def connection(self) -> dict[str, Any]:
         """The `connection` input for it; few dials, to be quick where a test wants a failure."""
         return {
-            "host": "127.0.0.1", "port": self.port, "user": "root", "hostKey": self.host_key,
-            "privateKey": self.private_key, "dialErrorLimit": 1, "perDialTimeout": 5,
+            "host": "127.0.0.1",
+            "port": self.port,
+            "user": "root",
+            "hostKey": self.host_key,
+            "privateKey": self.private_key,
+            "dialErrorLimit": 1,
+            "perDialTimeout": 5,
         }
 
     @property
@@ -176,8 +181,14 @@ class Project:
         """Run pulumi, without a terminal."""
         done = subprocess.run(
             ["pulumi", "--non-interactive", "--color=never", *arguments],
-            check=False, cwd=self.directory, env=self.environment | environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+            check=False,
+            cwd=self.directory,
+            env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
         )
         self.transcript += done.stdout
         return Result(done.stdout, done.returncode)
@@ -213,8 +224,8 @@ def make_project(directory: Path) -> Project:
     lines = subprocess.run(["bash", "-c", script], check=True, capture_output=True, text=True).stdout
     environment = dict(line.split("=", 1) for line in lines.split("\0") if line)
     environment["PULUMI_BACKEND_URL"] = f"file://{directory}/state"
-    environment.pop("SSH_AUTH_SOCK", None)      # the developer's own agent must not take part
-    environment["PULUMI_STACK"] = "test"        # `stack select` would be remembered in one plugin's PULUMI_HOME
+    environment.pop("SSH_AUTH_SOCK", None)  # the developer's own agent must not take part
+    environment["PULUMI_STACK"] = "test"  # `stack select` would be remembered in one plugin's PULUMI_HOME
     return Project(directory, environment)
 
 

@@ -91,7 +91,7 @@ def test_a_wrong_stack_file(stack):
 def test_an_unreachable_host(stack):
     pull_cable(stack, "h2")
     text = stack.up().failed()
-    assert re.search(r"\(lab-h2-agent\):\n +error: after 3 failed attempts: dial tcp 198.18.0.12:22", text)
+    assert re.search(r"\(lab-h2-agent\):\n +error: after 2 failed attempts: dial tcp 198.18.0.12:22", text)
     stack.healthy("h1", "h3")
     assert stack.lab.links("h3")["vx-app"]
     stack.lab.revive("h2")

@@ -240,7 +240,9 @@ def agent(sshd, tmp_path):
         for _ in range(50):
             done = subprocess.run(
                 ["ssh-add", "-q", sshd.directory / "user_key"],
-                check=False, capture_output=True, env=os.environ | {"SSH_AUTH_SOCK": path},
+                check=False,
+                capture_output=True,
+                env=os.environ | {"SSH_AUTH_SOCK": path},
             )
             if done.returncode == 0:
                 break
@@ -267,7 +269,7 @@ def test_copy(project: Project, sshd: Sshd, tmp_path):
         arguments = {"connection": sshd.connection | more, "file": str(source), "remote_path": path}
         project.declare(one=("CopyToRemote", arguments | {"triggers": [triggers]}))
 
-    copied = sshd.home / "deep/er/agent.pyz"        # a relative path begins at the home of the user
+    copied = sshd.home / "deep/er/agent.pyz"  # a relative path begins at the home of the user
     declare("1")
     project.up().ok()
     assert copied.read_bytes() == source.read_bytes()

@@ -34,7 +34,7 @@ def script(monkeypatch) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)     # its dataclass looks itself up there
+    monkeypatch.setitem(sys.modules, spec.name, module)  # its dataclass looks itself up there
     spec.loader.exec_module(module)
     return module
 
@@ -121,7 +121,9 @@ def test_path_comes_first_and_is_copied(setup, tmp_path, monkeypatch):
     monkeypatch.setenv("PULUMI_BUNDLE", str(make_bundle(tmp_path / "bundle.tar.xz", CONTENT)))
     setup.pulumi()
     assert provenance(setup)["pulumi"] | {"sha256": ""} == {
-        "source": f"PATH ({theirs}/pulumi)", "version": "3.260.1", "sha256": "",
+        "source": f"PATH ({theirs}/pulumi)",
+        "version": "3.260.1",
+        "sha256": "",
     }
     assert provenance(setup)["command_plugin"]["source"].startswith("bundle ")
     assert not (setup.TOOLS / "bin/pulumi").is_symlink()
@@ -238,7 +240,7 @@ SHELLS = [shell for shell in ("bash", "dash", "zsh", "busybox ash") if shutil.wh
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_env_in_every_shell_and_directory(tmp_path, shell):
-    checkout = tmp_path / "check out"       # a name with a space, too
+    checkout = tmp_path / "check out"  # a name with a space, too
     (checkout / "tools").mkdir(parents=True)
     (checkout / "tools/env.sh").write_text((ROOT / "tools/env.sh").read_text())
 

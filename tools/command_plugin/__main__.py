@@ -28,7 +28,7 @@ VERSION = "1.2.1"
 # pulumi-resource-command's framework leaves its own version in the state of the provider. Without it, changing from
 # one plugin to the other would show as a change of the provider.
 FRAMEWORK = {"__pulumi-go-provider-version": "1.3.0"}
-LARGEST_MESSAGE = 400 * 1024 * 1024     # as every Pulumi plugin
+LARGEST_MESSAGE = 400 * 1024 * 1024  # as every Pulumi plugin
 # Operations wait for hosts, not for a processor; the engine's --parallel is what bounds them.
 WORKERS = 256
 
@@ -41,7 +41,7 @@ KINDS = {
     (Change.UPDATE, False): Kind.UPDATE,
     (Change.UPDATE, True): Kind.UPDATE_REPLACE,
 }
-REPLACING = frozenset({"triggers"})     # the path itself only: pulumi-resource-command does not look at its elements
+REPLACING = frozenset({"triggers"})  # the path itself only: pulumi-resource-command does not look at its elements
 
 
 class Provider(provider_pb2_grpc.ResourceProviderServicer):
@@ -159,7 +159,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         def log(line: str) -> None:
             if self._engine is not None:
                 request = engine_pb2.LogRequest(severity=engine_pb2.INFO, message=line, urn=urn, ephemeral=True)
-                with contextlib.suppress(grpc.RpcError):        # the engine is ending: nobody is left to read it
+                with contextlib.suppress(grpc.RpcError):  # the engine is ending: nobody is left to read it
                     self._engine.Log(request)
 
         return log
@@ -175,11 +175,11 @@ def main() -> None:
     parent = os.getppid()
     server.start()
     print(port, flush=True)
-    with contextlib.suppress(KeyboardInterrupt):        # Ctrl-C reaches us too
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches us too
         while not provider.ended.wait(timeout=2) and os.getppid() == parent:
-            pass        # an engine that was killed leaves us behind without a word
+            pass  # an engine that was killed leaves us behind without a word
     server.stop(grace=1).wait()
-    os._exit(0)     # not after the threads: one may wait for a host that never answers
+    os._exit(0)  # not after the threads: one may wait for a host that never answers
 
 
 if __name__ == "__main__":

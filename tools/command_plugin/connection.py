@@ -27,7 +27,7 @@ Log = Callable[[str], None]
 DEFAULTS: dict[str, Any] = {"user": "root", "port": 22, "dialErrorLimit": 10, "perDialTimeout": 15}
 SECRETS = frozenset({"password", "privateKey", "privateKeyPassword"})
 
-FIRST_PAUSE = 0.1       # seconds between two dials, growing
+FIRST_PAUSE = 0.1  # seconds between two dials, growing
 PAUSE_GROWTH = 1.5
 LONGEST_PAUSE = 5.0
 
@@ -72,7 +72,7 @@ def connected(connection: Mapping[str, Any], log: Log) -> Iterator[paramiko.Tran
 
 def _tcp(connection: Mapping[str, Any]) -> socket.socket:
     opened = socket.create_connection((connection["host"], int(connection["port"])), timeout=_patience(connection))
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)    # else a host that vanished is waited for forever
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # else a host that vanished is waited for forever
     return opened
 
 
@@ -85,7 +85,7 @@ def _through(bastion: paramiko.Transport) -> Callable[[Mapping[str, Any]], param
 
 
 def _patience(connection: Mapping[str, Any]) -> float | None:
-    return float(connection["perDialTimeout"]) or None      # 0: no limit
+    return float(connection["perDialTimeout"]) or None  # 0: no limit
 
 
 def _dial(
@@ -143,7 +143,7 @@ def _prove(transport: paramiko.Transport, expected: bytes) -> None:
 def _authenticate(transport: paramiko.Transport, user: str, keys: list[paramiko.PKey | AgentKey]) -> None:
     for key in keys:
         with contextlib.suppress(paramiko.AuthenticationException):
-            if not transport.auth_publickey(user, key):     # what is left to do: nothing
+            if not transport.auth_publickey(user, key):  # what is left to do: nothing
                 return
     raise ConnectionFailedError(
         f"ssh: handshake failed: ssh: unable to authenticate as {user}: the host took none of {len(keys)} keys"

@@ -75,7 +75,7 @@ def _complete(connection: object) -> Secret:
     """Fill in the defaults, mark the secrets: the whole connection is one, so that no diff ever prints part of it."""
     fields = connection.value if isinstance(connection, Secret) else connection
     if not isinstance(fields, dict):
-        return Secret(fields)       # a preview may not know it at all
+        return Secret(fields)  # a preview may not know it at all
     done = {
         name: Secret(value) if name in SECRETS and not isinstance(value, Secret) else value
         for name, value in (DEFAULTS | fields).items()
@@ -203,7 +203,7 @@ class RemoteCommand(_Command):
     def run(self, command: str, inputs: Properties, environment: Mapping[str, str], output: Output) -> None:
         with connected(inputs["connection"], output.note) as transport, transport.open_session() as channel:
             for name, value in environment.items():
-                channel.set_environment_variable(name, value)       # sshd drops what its AcceptEnv does not name
+                channel.set_environment_variable(name, value)  # sshd drops what its AcceptEnv does not name
             channel.exec_command(command)
 
             def write() -> None:
@@ -211,7 +211,7 @@ class RemoteCommand(_Command):
                     channel.sendall(inputs.get("stdin", "").encode())
                     channel.shutdown_write()
                 except OSError:
-                    return      # the command ended without reading all of it: its status says how it went
+                    return  # the command ended without reading all of it: its status says how it went
 
             output.pump({"stdout": channel.recv, "stderr": channel.recv_stderr}, write)
             status = channel.recv_exit_status()
@@ -233,8 +233,12 @@ class LocalCommand(_Command):
         try:
             process = subprocess.Popen(
                 [*interpreter, command],
-                cwd=inputs.get("dir"), env=os.environ | dict(environment),
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+                cwd=inputs.get("dir"),
+                env=os.environ | dict(environment),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
             )
         except OSError as error:
             raise CommandFailedError(str(error)) from error
@@ -246,7 +250,7 @@ class LocalCommand(_Command):
                     with stdin:
                         stdin.write(inputs.get("stdin", "").encode())
                 except BrokenPipeError:
-                    return      # as above
+                    return  # as above
 
             output.pump({"stdout": stdout.read, "stderr": stderr.read}, write)
         if process.returncode < 0:
@@ -282,7 +286,7 @@ class CopyToRemote(Resource):
 
     @override
     def new_id(self, name: str) -> str:
-        return super().new_id("")       # this one has no name in it
+        return super().new_id("")  # this one has no name in it
 
     @override
     def create(self, inputs: Properties, log: Log) -> Properties:

@@ -119,7 +119,7 @@ def _object_changes(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any])
 
 def _value_changes(path: str, old: Any, new: Any) -> Iterator[tuple[str, Change]]:
     if is_file(old) and is_file(new) and old.get("hash") and old.get("hash") == new.get("hash"):
-        return      # the same content, from wherever
+        return  # the same content, from wherever
     if isinstance(old, dict) and isinstance(new, dict) and not is_file(old) and not is_file(new):
         yield from _object_changes(path, old, new)
     elif isinstance(old, list) and isinstance(new, list):
@@ -131,7 +131,7 @@ def _value_changes(path: str, old: Any, new: Any) -> Iterator[tuple[str, Change]
                 yield here, Change.ADD
             else:
                 yield from _value_changes(here, old[index], new[index])
-    elif old != new:        # a secret is one value: what changed within it is not told
+    elif old != new:  # a secret is one value: what changed within it is not told
         yield path, Change.UPDATE
 
 
