@@ -106,10 +106,7 @@ class TunnelArgs(TypedDict, total=False):
 
 
 class TunnelComponent(Component):
-    """A tunnel of a segment. A kind's component says its KIND and types its arguments.
-
-    Output `ready`: true once all hosts of the segment are as declared.
-    """
+    """A tunnel of a segment. A kind's component says its KIND and types its arguments."""
 
     KIND: ClassVar[str]
 
@@ -122,5 +119,10 @@ class TunnelComponent(Component):
         # In the stack file a tunnel's name stands below its segment's and need not repeat it.
         key = name.removeprefix(f"{bridge.name}-")
         self.overlay.declare("segments", bridge.name, "tunnels", key, value=values)
-        self.ready: Output[bool] = bridge.ready
         self.register_outputs({})
+
+    @property
+    def ready(self) -> Output[bool]:
+        """True once all hosts of the segment are as declared."""
+        ready: Output[bool] = self.bridge.ready
+        return ready

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
 from overlay_agent import document, fields
+from overlay_agent.diff import summary
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, Device
 from overlay_agent.kinds.firewall import Firewall
@@ -85,12 +86,12 @@ class Plan:
     def hosts(self) -> dict[str, dict[str, Any]]:
         """For the stack's outputs: each host's devices, and what must reach it through packet filters."""
         return {
-            # The peers stand in the rules already.
+            # In a line each: Pulumi prints all outputs after every run, and the documents have the rest.
             host: {
-                "devices": {n: {k: v for k, v in d.items() if k != "peers"} for n, d in raw["devices"].items()},
+                "devices": {name: summary(spec) for name, spec in devices.items()},
                 "underlayRules": self.underlay_rules.get(host, {}),
             }
-            for host, raw in self.documents.items()
+            for host, devices in self.devices.items()
         }
 
 
