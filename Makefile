@@ -43,7 +43,7 @@ demo-down: setup ## Take down what demo made
 
 .PHONY: test
 test: check ## All that this machine can run; says at the end what it skipped and why
-	@. tools/env.sh; python -m pytest $(HOST_TIERS) -rs -n $(HOST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	@. tools/env.sh; python -m pytest $(HOST_TIERS) -rs -n $(HOST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: check
 check: setup lint ## Lint, types and the tests that need neither root nor network

@@ -19,7 +19,7 @@ from tests.e2e.support import ROOT, environment
 NAME = "demo-test"
 PROJECT = ROOT / ".lab" / f"{NAME}-project"
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 
 def make(target):

@@ -17,7 +17,7 @@ from overlay_components import config
 from tests.docs import README, commands
 from tests.e2e.support import ROOT, environment
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.xdist_group("wheel")]
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 #: The addresses that README uses, by lab host.
 SERVERS = {"h1": "192.0.2.11", "h2": "192.0.2.12"}
