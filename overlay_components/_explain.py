@@ -12,13 +12,14 @@ from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS
 from overlay_components import config, errors, plan
 from overlay_components.errors import ConfigErrors
+from overlay_components.lock import Lock
 from overlay_components.plan import Plan
 
 
-def lines(raw: Mapping[str, Any], owner: Owner, name: str) -> list[str]:
+def lines(raw: Mapping[str, Any], owner: Owner, name: str, lock: Lock) -> list[str]:
     """The commands, with comments, for that host or peer. Raises ConfigErrors."""
     checked = config.load_config(raw)
-    made = plan.make_plan(checked, owner)
+    made = plan.make_plan(checked, owner, lock)
     if name in made.documents:
         wanted = document.parse(made.documents[name])
         head = [f"# {owner.label} on {name}, by hand; `pulumi up` does it, and can undo it"]
@@ -26,10 +27,10 @@ def lines(raw: Mapping[str, Any], owner: Owner, name: str) -> list[str]:
     if name not in checked.peers:
         known = errors.instead(name, [*checked.hosts, *checked.peers])
         raise ConfigErrors([f"HOST: unknown host {name!r}; {known}"])
-    return _peer(raw, owner, name, made)
+    return _peer(raw, owner, name, made, lock)
 
 
-def _peer(raw: Mapping[str, Any], owner: Owner, name: str, made: Plan) -> list[str]:
+def _peer(raw: Mapping[str, Any], owner: Owner, name: str, made: Plan, lock: Lock) -> list[str]:
     address = raw["peers"][name]["address"]
     out = [f"# {name}, {address}: not managed by {owner.label}; what it needs as the other end"]
     ends = 0
@@ -44,7 +45,8 @@ def _peer(raw: Mapping[str, Any], owner: Owner, name: str, made: Plan) -> list[s
     if not ends:
         return [*out, "# no tunnel has this end: there is nothing to type"]
     try:
-        as_host = document.parse(plan.make_plan(config.load_config(_managed(raw, name, made)), owner).documents[name])
+        managed = config.load_config(_managed(raw, name, made))
+        as_host = document.parse(plan.make_plan(managed, owner, lock).documents[name])
     except (ConfigErrors, document.DocumentError):
         # What it shares with others (a VNI on several pairs) a Linux host could not do.
         return [*out, "# a Linux machine cannot be that end with these numbers: see above for what it has to speak"]

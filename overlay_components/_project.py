@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from overlay_agent.document import Owner
-from overlay_components import config, errors, plan
+from overlay_components import config, errors, lock, plan
 from overlay_components.errors import ConfigErrors
+from overlay_components.lock import Lock
 from overlay_components.plan import Plan
 
 _DEFAULT_PROJECT = "overlay"
@@ -23,11 +24,21 @@ class Stack:
 
     raw: Mapping[str, Any]
     owner: Owner
+    #: Where its lock file is, or would be.
+    lock_file: Path
     notes: tuple[str, ...] = ()
 
     def plan(self) -> Plan:
         """Its plan, as `pulumi up` makes it. Raises ConfigErrors with every error of the file."""
-        return plan.make_plan(config.load_config(self.raw), self.owner)
+        return plan.make_plan(config.load_config(self.raw), self.owner, self.lock())
+
+    def lock(self) -> Lock:
+        """What its lock file says. Raises ConfigErrors."""
+        return lock.load(self.lock_file)
+
+    def relocked(self, *, prune: bool) -> Lock:
+        """Its lock, with an address for every container that needs one. Raises ConfigErrors."""
+        return plan.make_lock(config.load_config(self.raw), self.owner, self.lock(), prune=prune)
 
 
 def find(file: Path | None, name: str | None) -> Stack:
@@ -49,7 +60,17 @@ def find(file: Path | None, name: str | None) -> Stack:
     raw = config.read_stack_file(file)
     # Only Pulumi's state knows the stack's id, and nothing that is shown depends on it.
     owner = Owner(str(settings.get("name") or _DEFAULT_PROJECT), _stack_name(file), "unknown")
-    return Stack(raw, owner, notes)
+    return Stack(raw, owner, lock.path_of(file.parent, owner.stack), notes)
+
+
+def lock_of_program(root: str | None, stack: str) -> Lock:
+    """What the lock file of a running Pulumi program's stack says. `root`: the folder of its Pulumi.yaml, as Pulumi
+    says; older ones do not, and run the program in it. Raises ConfigErrors."""
+    folders = [Path(root or "."), Path()]
+    project = next((folder / "Pulumi.yaml" for folder in folders if (folder / "Pulumi.yaml").is_file()), None)
+    settings = _settings(project) if project else {}
+    folder = project.parent if project else Path()
+    return lock.load(lock.path_of(folder / str(settings.get("stackConfigDir") or "."), stack))
 
 
 def _file(folder: Path, name: str | None) -> Path:

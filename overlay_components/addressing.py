@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from overlay_components import errors, names
@@ -17,6 +17,7 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 #: Of an IPv4 subnet with more than this prefix length every address is a host's (RFC 3021).
 _POINT_TO_POINT = 31
+_ADDRESS: dict[int, type[Address]] = {4: ipaddress.IPv4Address, 6: ipaddress.IPv6Address}
 
 
 @dataclasses.dataclass
@@ -56,14 +57,24 @@ class Book:
         if "/" in text and interface.network.prefixlen != subnet.prefixlen:
             self.wrong.append(f"{where}: {text} is in subnet {subnet}; write {address}/{subnet.prefixlen} or {address}")
             return None
-        special = _special(address, subnet)
-        if special:
-            self.wrong.append(f"{where}: {address} is the {special} of {subnet}; take an address between the two ends")
+        what = special(address, subnet)
+        if what:
+            self.wrong.append(f"{where}: {address} is the {what} of {subnet}; take an address between the two ends")
             return None
         return address, subnet
 
+    def free(self, avoid: Collection[Address]) -> Iterator[Address]:
+        """The addresses that nobody holds, the lowest first, without those to avoid; each subnet in turn."""
+        for subnet in self.subnets:
+            # Not hosts(): of a large subnet that would be a list.
+            for number in range(int(subnet.network_address), int(subnet.broadcast_address) + 1):
+                address = _ADDRESS[subnet.version](number)
+                if address not in self.holders and address not in avoid and not special(address, subnet):
+                    yield address
 
-def _special(address: Address, subnet: Network) -> str | None:
+
+def special(address: Address, subnet: Network) -> str | None:
+    """What the address is in its subnet where it is nobody's, or None."""
     if subnet.version == 4 and subnet.prefixlen < _POINT_TO_POINT:
         if address == subnet.network_address:
             return "network address"

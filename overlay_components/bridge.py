@@ -74,6 +74,7 @@ class ContainerArgs(TypedDict, total=False):
     host: Any
     address: Input[str]
     mac: Input[str]
+    runtime: Literal["none", "lxc", "lxd", "incus", "docker"]
 
 
 class SegmentArgs(TypedDict, total=False):

@@ -111,9 +111,33 @@ def explain(
         from overlay_components import _explain
 
         found = _find(file, stack)
-        lines = _explain.lines(found.raw, found.owner, host)
+        lines = _explain.lines(found.raw, found.owner, host, found.lock())
     for line in lines:
         typer.echo(line)
+
+
+@app.command()
+def lock(
+    file: StackFile = None,
+    stack: StackName = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Drop what no container needs any more.")] = False,
+) -> None:
+    """Choose addresses for containers that have none, and keep them in the stack's lock file.
+
+    Each gets the lowest address that is free. What was chosen before stays; also that of a container that is gone,
+    until --prune.
+    """
+    with _told():
+        from overlay_components import lock as lock_
+
+        found = _find(file, stack)
+        before, after = found.lock(), found.relocked(prune=prune)
+        if before != after:
+            lock_.write(found.lock_file, after)
+    lines = list(lock_.changes(before, after))
+    for line in lines:
+        typer.echo(line)
+    typer.echo(f"{found.lock_file}: {'written; commit it' if lines else 'nothing to change'}")
 
 
 @app.command()

@@ -28,6 +28,9 @@ NAMESPACE = "overlay"
 #: The registry of tunnel kinds: a new kind is a file beside vxlan_tunnel.py and a line here.
 TUNNELS: dict[str, TunnelKind] = {kind.name: kind for kind in (vxlan_tunnel.KIND,)}
 
+#: What runs containers, as far as the snippets know.
+RUNTIMES = ("none", "lxc", "lxd", "incus", "docker")
+
 _UNDERLAY_MTU = 1500
 _Key = Annotated[str, Checked(model.Name())]
 _Interface = Annotated[str | None, Checked(fields.InterfaceName())]
@@ -119,8 +122,13 @@ class Container(Model):
     """A container (or VM) on a segment."""
 
     host: _Key = pydantic.Field(description="The host that runs it")
-    address: Annotated[str | None, Checked(model.OverlayAddress())] = _described(None, "Its address in the segment")
+    address: Annotated[str | None, Checked(model.OverlayAddress())] = _described(
+        None, "Its address in the segment; default: the one that `overlay lock` chose"
+    )
     mac: Annotated[str | None, Checked(model.Mac())] = _described(None, "Its MAC address; default: derived")
+    runtime: Annotated[str | None, Checked(fields.Choice(RUNTIMES))] = _described(
+        None, "What runs it, for the snippet in the outputs; default: none"
+    )
 
 
 def _bridge(value: Any) -> Any:

@@ -14,6 +14,7 @@ import signal
 import types
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pulumi
@@ -23,12 +24,13 @@ from pulumi_command import local
 from typing_extensions import Self
 
 from overlay_agent.document import Owner
-from overlay_components import _outputs, _sdk, agent, component, config, connection
+from overlay_components import _outputs, _project, _sdk, agent, component, config, connection, lock
 from overlay_components.bridge import Bridge
 from overlay_components.component import Component, words
 from overlay_components.config import Config
 from overlay_components.errors import ConfigErrors
 from overlay_components.host import Host
+from overlay_components.lock import Lock
 from overlay_components.names import Placeholder
 from overlay_components.plan import Plan, make_plan
 
@@ -44,7 +46,8 @@ class Overlay(pulumi.ComponentResource):
     """All overlay networks of one environment: `with Overlay("prod"): ...`.
 
     Leaving the block raises one pulumi.RunError with every error that was found. `peers`,
-    `defaults` and `open_firewall` are as in the stack file (docs/stack-file.md).
+    `defaults` and `open_firewall` are as in the stack file (docs/stack-file.md). `lock` has the addresses of
+    containers that say none: a lock file's path, or addresses by segment and container (docs/containers.md).
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Overlay(pulumi.ComponentResource):
         defaults: Mapping[str, Any] | None = None,
         peers: Mapping[str, Any] | None = None,
         open_firewall: bool | None = None,
+        lock: str | Path | Lock | None = None,
         opts: ResourceOptions | None = None,
     ) -> None:
         _end_without_traceback()
@@ -61,6 +65,7 @@ class Overlay(pulumi.ComponentResource):
         self.name = name
         self.components: list[Component] = []
         self.raw: dict[str, Any] = words({"defaults": defaults, "peers": peers, "open_firewall": open_firewall})
+        self.lock = _lock(lock)
         self._done = False
         self._plan: _outputs.Promise[Plan] = _outputs.Promise()
         #: The plan: `containers`, `segments`, `underlay_rules` and the documents.
@@ -72,6 +77,7 @@ class Overlay(pulumi.ComponentResource):
         try:
             raw = config.from_pulumi({**runtime.config.get_config_env(), **runtime.config.CONFIG.get()})
             config.load_config(raw)
+            locked = _project.lock_of_program(pulumi.get_root_directory(), pulumi.get_stack())
         except ConfigErrors as error:
             raise pulumi.RunError("\n".join(error.errors)) from None
         overlay = cls(
@@ -79,6 +85,7 @@ class Overlay(pulumi.ComponentResource):
             defaults=raw.get("defaults"),
             peers=raw.get("peers"),
             open_firewall=raw.get("openFirewall"),
+            lock=locked,
         )
         with _sdk.light(), overlay:
             for host, values in raw["hosts"].items():
@@ -137,9 +144,9 @@ class Overlay(pulumi.ComponentResource):
         hosts = [c for c in self.components if isinstance(c, Host)]
         if _outputs.leaves(self.raw):
             raw = _outputs.unless_stuck(_outputs.known_text(self.raw, _describe, _missing), self._stuck)
-            planned: Any = raw.apply(lambda r: _planned(r, owner))
+            planned: Any = raw.apply(lambda r: _planned(r, owner, self.lock))
         else:
-            planned = _planned(self.raw, owner)
+            planned = _planned(self.raw, owner, self.lock)
         plan = _outputs.then(planned, lambda both: both.plan)
         connections = _outputs.then(planned, lambda both: both.connections)
         identity = local.Command(
@@ -195,11 +202,20 @@ class _Planned:
     connections: dict[str, Any]
 
 
-def _planned(raw: Mapping[str, Any], owner: Owner) -> _Planned:
+def _lock(given: str | Path | Lock | None) -> Lock:
+    if isinstance(given, (str, Path)) and not Path(given).is_file():
+        raise pulumi.RunError(f"lock: {str(given)!r} is no file; name a lock file, or leave it out")
+    try:
+        return lock.load(given) if isinstance(given, (str, Path)) else lock.checked(given or {}, "lock")
+    except ConfigErrors as error:
+        raise pulumi.RunError("\n".join(error.errors)) from None
+
+
+def _planned(raw: Mapping[str, Any], owner: Owner, locked: Lock) -> _Planned:
     """Plan and connections, or one RunError with everything that is wrong."""
     try:
         checked = config.load_config(raw)
-        plan = make_plan(checked, owner)
+        plan = make_plan(checked, owner, locked)
     except ConfigErrors as error:
         raise pulumi.RunError("\n".join(error.errors)) from None
     connections = _connections(checked)

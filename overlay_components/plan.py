@@ -22,6 +22,7 @@ from overlay_components import addressing, bridge, errors, mtu, names, tunnel
 from overlay_components.addressing import Book
 from overlay_components.config import TUNNELS, Config, Segment
 from overlay_components.errors import ConfigErrors
+from overlay_components.lock import Lock, updated
 from overlay_components.tunnel import Attachment, End, Tunnel
 
 
@@ -31,6 +32,8 @@ class ContainerRow(TypedDict):
     segment: str
     name: str
     host: str
+    #: One of config.RUNTIMES.
+    runtime: str
     bridge: str
     #: With its subnet's prefix length; null in a segment without subnets.
     address: str | None
@@ -95,9 +98,23 @@ class Plan:
         }
 
 
-def make_plan(config: Config, owner: Owner) -> Plan:
-    """The plan of a checked configuration. Raises ConfigErrors with everything that does not fit together."""
-    return _Planner(config, owner).plan()
+def make_plan(config: Config, owner: Owner, lock: Lock | None = None) -> Plan:
+    """The plan of a checked configuration. `lock`: the addresses of containers that say none. Raises ConfigErrors
+    with everything that does not fit together."""
+    return _Planner(config, owner, lock or {}).plan()
+
+
+def make_lock(config: Config, owner: Owner, lock: Lock, *, prune: bool = False) -> Lock:
+    """The lock with an address for every container that needs one: what it has stays, unless no subnet holds it any
+    more; the rest get the lowest that are free. `prune` drops what no container needs. Raises ConfigErrors as
+    make_plan does."""
+    planner = _Planner(config, owner, lock, choose=True)
+    planner.plan()
+    wanted = {
+        name: [c for c, options in segment.containers.items() if options.address is None]
+        for name, segment in config.segments.items()
+    }
+    return updated(lock, planner.chosen, wanted, prune=prune)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +144,11 @@ class _Members:
 
 
 class _Planner:
-    def __init__(self, config: Config, owner: Owner) -> None:
-        self.config, self.owner = config, owner
+    def __init__(self, config: Config, owner: Owner, lock: Lock, *, choose: bool = False) -> None:
+        self.config, self.owner, self.lock = config, owner, lock
+        #: Whether containers without an address get one. What they got, by segment and container.
+        self.choose = choose
+        self.chosen: dict[str, dict[str, str]] = {name: {} for name in config.segments}
         self.ends = config.ends()
         self.wrong: list[str] = []
         self.warnings: list[str] = []
@@ -143,11 +163,12 @@ class _Planner:
 
     def plan(self) -> Plan:
         self._check_hosts()
+        runtimes = self._runtimes()
         segments = [self._members(name, options) for name, options in self.config.segments.items()]
         rows: dict[str, SegmentRow] = {}
         containers: dict[str, dict[str, ContainerRow]] = {}
         for segment in segments:
-            rows[segment.name], containers[segment.name] = self._segment(segment)
+            rows[segment.name], containers[segment.name] = self._segment(segment, runtimes)
         self.wrong += addressing.overlaps(
             (f"{segment.where}.subnets[{number}]", ipaddress.ip_network(subnet), frozenset(segment.host_names))
             for segment in segments
@@ -229,7 +250,7 @@ class _Planner:
         bridge_name = None if options.bridge is None else bridge.name_of(name, options.bridge)
         return _Members(name, where, options, hosts, [t for t in tunnels if t], bridge_name)
 
-    def _segment(self, segment: _Members) -> tuple[SegmentRow, dict[str, ContainerRow]]:
+    def _segment(self, segment: _Members, runtimes: Mapping[str, str]) -> tuple[SegmentRow, dict[str, ContainerRow]]:
         options, where = segment.options, segment.where
         self._check_shape(segment)
         subnets = [ipaddress.ip_network(subnet) for subnet in options.subnets]
@@ -243,7 +264,7 @@ class _Planner:
         gateways = self._gateways(segment, book, addresses)
         for number, address in enumerate(options.reserved):
             book.enter(f"{where}.reserved[{number}]", f"reserved[{number}]", address)
-        containers = self._containers(segment, book, gateways, size)
+        containers = self._containers(segment, book, gateways, size, runtimes)
         tunnels = self._devices(segment, addresses, size)
         row = SegmentRow(
             mtu=size,
@@ -351,22 +372,17 @@ class _Planner:
         return {found[0].version: str(found[0])}
 
     def _containers(
-        self, segment: _Members, book: Book, gateways: Mapping[int, str], size: int
+        self, segment: _Members, book: Book, gateways: Mapping[int, str], size: int, runtimes: Mapping[str, str]
     ) -> dict[str, ContainerRow]:
         out: dict[str, ContainerRow] = {}
         macs: dict[str, str] = {}
         for gateway in filter(names.known, gateways.values()):
             book.holders.setdefault(ipaddress.ip_address(gateway), "the gateway")
+        addresses = self._container_addresses(segment, book)
         for name, container in segment.options.containers.items():
             where = f"{segment.where}.containers.{name}"
+            address = addresses[name]
             self._is_member(f"{where}.host", container.host, segment)
-            address = None
-            if container.address is not None:
-                address = book.enter(f"{where}.address", f"container {name}", container.address)
-            elif book.subnets:
-                self.wrong.append(
-                    f"{where}.address: missing; give an address in {errors.listed(map(str, book.subnets))}"
-                )
             mac = container.mac or names.mac(self.owner.label, segment.name, name)
             other = macs.setdefault(mac, name)
             if other != name and names.known(mac):
@@ -376,12 +392,86 @@ class _Planner:
                 segment=segment.name,
                 name=name,
                 host=container.host,
+                runtime=runtimes[name],
                 bridge=segment.bridge or "",
                 address=address,
                 mac=mac,
                 gateway=gateways.get(version) if version else next(iter(gateways.values()), None),
                 mtu=size,
             )
+        return out
+
+    def _container_addresses(self, segment: _Members, book: Book) -> dict[str, str | None]:
+        """First what is said, then what is locked, and only then what is left: so nobody's address is taken."""
+        out: dict[str, str | None] = dict.fromkeys(segment.options.containers)
+        unsaid: list[str] = []
+        for name, container in segment.options.containers.items():
+            if container.address is not None:
+                where = f"{segment.where}.containers.{name}.address"
+                out[name] = book.enter(where, f"container {name}", container.address)
+            elif book.subnets:
+                unsaid.append(name)
+        locked = self.lock.get(segment.name, {})
+        kept = [name for name in unsaid if name in locked and self._enter_locked(segment, book, name, out)]
+        left = [name for name in unsaid if name not in kept]
+        # Also those of containers that are gone: they may come back.
+        free = book.free({ipaddress.ip_address(text) for text in locked.values()})
+        subnets = errors.listed(map(str, book.subnets))
+        for name in left:
+            where = f"{segment.where}.containers.{name}.address"
+            address = next(free, None) if self.choose else None
+            if address is not None:
+                self.chosen[segment.name][name] = str(address)
+                out[name] = book.enter(where, f"container {name}", str(address))
+            elif self.choose:
+                self.wrong.append(f"{where}: none is free in {subnets}; add a subnet, or run overlay lock --prune")
+            elif name not in locked:
+                self.wrong.append(f"{where}: missing and not locked; run overlay lock, or give an address in {subnets}")
+        return out
+
+    def _enter_locked(self, segment: _Members, book: Book, name: str, out: dict[str, str | None]) -> bool:
+        """Whether the container's locked address is one of the segment's."""
+        where = f"{segment.where}.containers.{name}.address"
+        address = ipaddress.ip_address(self.lock[segment.name][name])
+        subnet = next((net for net in book.subnets if address in net), None)
+        if subnet is None or addressing.special(address, subnet):
+            if not self.choose:
+                there = errors.listed(map(str, book.subnets))
+                self.wrong.append(
+                    f"{where}: locked as {address}, which is no container's address in {there}; run overlay lock, "
+                    "which chooses another, or give an address"
+                )
+            return False
+        other = book.holders.setdefault(address, f"container {name}")
+        if other != f"container {name}":
+            # Not chosen anew even by `overlay lock`: it may be in use.
+            self.wrong.append(
+                f"{where}: locked as {address}, which {other} has too; change that one, or delete "
+                f"{segment.name}.{name} in the lock file and run overlay lock"
+            )
+        out[name] = f"{address}/{subnet.prefixlen}"
+        return True
+
+    def _runtimes(self) -> dict[str, str]:
+        """What runs each container. One name is one container, also on several segments."""
+        out: dict[str, str] = {}
+        hosts: dict[str, tuple[str, str]] = {}
+        said: dict[str, tuple[str, str]] = {}
+        for segment, options in self.config.segments.items():
+            for name, container in options.containers.items():
+                where = f"segments.{segment}.containers.{name}"
+                out.setdefault(name, "none")
+                for key, value, seen in (("host", container.host, hosts), ("runtime", container.runtime, said)):
+                    if value is None:
+                        continue
+                    first, there = seen.setdefault(name, (value, f"segments.{segment}"))
+                    if value != first:
+                        self.wrong.append(
+                            f"{where}.{key}: {value!r}, but {first!r} in {there}; a container has one {key} in all its "
+                            "segments: write the same, or give it another name"
+                        )
+                    elif key == "runtime":
+                        out[name] = value
         return out
 
     # -- devices -----------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Each file here is one case: a stack, and the exact errors or the devices that it makes.
 
 `stack` is what stands below `overlay:` in a stack file. `errors` are all of them, word for word and in order; or
-`wanted` is what is planned, MAC addresses left out, and `warnings`. A new case is a new file.
+`wanted` is what is planned, MAC addresses left out, and `warnings`. `lock`, where there is one, has the addresses that
+were chosen. A new case is a new file.
 """
 
 from pathlib import Path
@@ -17,23 +18,26 @@ from overlay_components.plan import make_plan
 
 OWNER = Owner("overlay", "cases", "0")
 FILES = sorted(Path(__file__).parent.glob("*.yaml"))
-ROW = ("host", "bridge", "address", "gateway", "mtu")
+ROW = ("host", "runtime", "bridge", "address", "gateway", "mtu")
 
 
-def planned(stack):
+def planned(stack, lock=None):
     config = load_config(stack)
-    plan = make_plan(config, OWNER)
+    plan = make_plan(config, OWNER, lock)
     for raw in plan.documents.values():
         document.load(document.dump(raw))  # the agent takes what the planner makes
     out = {"devices": {host: without_macs(raw["devices"]) for host, raw in plan.documents.items()}}
     if any(plan.containers.values()):
         out["containers"] = {
-            segment: {name: {key: row[key] for key in ROW} for name, row in rows.items()}
-            for segment, rows in plan.containers.items()
+            segment: {name: shown(row) for name, row in rows.items()} for segment, rows in plan.containers.items()
         }
     if config.open_firewall:
         out["services"] = {host: raw["services"] for host, raw in plan.documents.items() if "services" in raw}
     return {**out, "rules": plan.underlay_rules}, list(plan.warnings)
+
+
+def shown(row):
+    return {key: row[key] for key in ROW if key != "runtime" or row[key] != "none"}
 
 
 def without_macs(devices):
@@ -43,12 +47,12 @@ def without_macs(devices):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_case(path):
     case = yaml.safe_load(path.read_text())
-    assert set(case) in ({"why", "stack", "errors"}, {"why", "stack", "wanted", "warnings"})
+    assert set(case) - {"lock"} in ({"why", "stack", "errors"}, {"why", "stack", "wanted", "warnings"})
     if "wanted" in case:
-        assert planned(case["stack"]) == (case["wanted"], case["warnings"])
+        assert planned(case["stack"], case.get("lock")) == (case["wanted"], case["warnings"])
         return
     with pytest.raises(ConfigErrors) as caught:
-        planned(case["stack"])
+        planned(case["stack"], case.get("lock"))
     assert caught.value.errors == case["errors"]
 
 

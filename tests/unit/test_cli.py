@@ -239,6 +239,38 @@ def test_explain_nobody(overlay):
     assert said == "HOST: unknown host 'h4'; known are h1, h2 and h3\n"
 
 
+# -- lock ------------------------------------------------------------------------------------
+
+
+def test_lock_chooses_once(overlay, tmp_path):
+    overlay("init")
+    stack, kept = tmp_path / "stacks/Pulumi.dev.yaml", tmp_path / "stacks/Pulumi.dev.lock.json"
+    stack.write_text(stack.read_text().replace('web1: {host: a, address: "10.10.0.11"}', "web1: {host: a}"))
+    said = overlay("plan", code=1).stderr
+    assert said == (
+        "segments.app.containers.web1.address: missing and not locked; run overlay lock, or give an address in "
+        "10.10.0.0/24\n"
+    )
+    assert overlay("lock").stdout == f"+ app.web1: 10.10.0.1\n{kept}: written; commit it\n"
+    assert json.loads(kept.read_text()) == {"addresses": {"app": {"web1": "10.10.0.1"}}, "version": 1}
+    assert overlay("lock").stdout == f"{kept}: nothing to change\n"
+    assert json.loads(overlay("plan", "--json").stdout)["containers"]["app"]["web1"]["address"] == "10.10.0.1/24"
+    assert "10.10.0" not in overlay("explain", "a").stdout
+    stack.write_text(stack.read_text().replace("web1: {host: a}", "web3: {host: a}"))
+    assert overlay("lock", stack).stdout == f"+ app.web3: 10.10.0.2\n{kept}: written; commit it\n"
+    assert overlay("lock", "--prune").stdout == f"- app.web1: 10.10.0.1\n{kept}: written; commit it\n"
+    assert sorted(p.name for p in kept.parent.iterdir()) == ["Pulumi.dev.lock.json", "Pulumi.dev.yaml"]
+
+
+def test_lock_writes_nothing_for_a_stack_that_is_wrong(overlay, tmp_path):
+    (tmp_path / "Pulumi.x.yaml").write_text(PEER.replace("vni: 43", "vni: 42"))
+    overlay("lock", "Pulumi.x.yaml", code=1)
+    assert not (tmp_path / "Pulumi.x.lock.json").exists()
+    (tmp_path / "Pulumi.x.yaml").write_text(PEER)
+    assert overlay("lock", "Pulumi.x.yaml").stdout.endswith(": nothing to change\n")
+    assert not (tmp_path / "Pulumi.x.lock.json").exists(), "no file for no address"
+
+
 # -- the rest --------------------------------------------------------------------------------
 
 

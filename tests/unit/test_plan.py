@@ -48,7 +48,7 @@ def stacks(draw):
             if draw(st.booleans())
         }
         segment["containers"] = {
-            f"c{place}": {"host": draw(st.sampled_from(members)), "address": f"10.{number}.0.{place + 100}"}
+            f"c{number}-{place}": {"host": draw(st.sampled_from(members)), "address": f"10.{number}.0.{place + 100}"}
             for place in range(draw(st.integers(0, 3)))
         }
         topology = draw(st.sampled_from(TOPOLOGIES))
