@@ -81,19 +81,38 @@ def plan(
     file: StackFile = None,
     stack: StackName = None,
     json: Annotated[bool, typer.Option("--json", help="The same as JSON, with all attributes.")] = False,
+    hosts: Annotated[bool, typer.Option("--hosts", help="The containers as lines for /etc/hosts.")] = False,
+    inventory: Annotated[
+        bool, typer.Option("--inventory", help="The containers as an Ansible inventory, in JSON.")
+    ] = False,
 ) -> None:
     """Show the IP plan, the devices, and what must reach hosts."""
+    if json + hosts + inventory > 1:
+        raise typer.BadParameter("give one of --json, --hosts and --inventory")
+    import json as json_
+
     with _told():
+        from overlay_components import snippets
+
         found = _find(file, stack)
         made = found.plan()
     _warn(made.warnings)
+    if hosts:
+        for line in snippets.hosts(made.containers):
+            typer.echo(line)
+        return
+    if inventory:
+        typer.echo(json_.dumps(snippets.inventory(made.containers), indent=2))
+        return
     if json:
-        import json as json_
-
         out = {"containers": made.containers, "hosts": made.hosts(), "segments": made.segments}
         typer.echo(json_.dumps(out, indent=2))
         return
-    _show("IP plan", ["segment", "container", "host", "bridge", "address", "gateway", "MAC", "MTU"], _containers(made))
+    _show(
+        "IP plan",
+        ["segment", "container", "host", "runtime", "bridge", "address", "gateway", "MAC", "MTU"],
+        _containers(made),
+    )
     _show("Devices", ["host", "device", "kind", "bridge", "addresses", "MTU", "more"], _devices(made))
     _show("To be let in by firewalls", ["host", "tunnel", "protocol", "port", "from"], _rules(made))
 
@@ -112,6 +131,34 @@ def explain(
 
         found = _find(file, stack)
         lines = _explain.lines(found.raw, found.owner, host, found.lock())
+    for line in lines:
+        typer.echo(line)
+
+
+@app.command()
+def snippet(
+    container: Annotated[str, typer.Argument(metavar="CONTAINER", help="A container of the stack.")],
+    file: StackFile = None,
+    stack: StackName = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="FORM",
+            help="lxc, lxc1, lxd, incus, docker, compose, libvirt, ifupdown or netplan; default: its runtime.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Print what to paste to plug a container in.
+
+    ifupdown and netplan are for within the container, where nothing else gives it its address.
+    """
+    with _told():
+        from overlay_components import snippets
+
+        made = _find(file, stack).plan()
+        lines = snippets.chosen(made.containers, made.segments, container, form)
     for line in lines:
         typer.echo(line)
 
@@ -214,6 +261,7 @@ def _containers(made: Plan) -> Iterator[list[str]]:
                 row["segment"],
                 row["name"],
                 row["host"],
+                "-" if row["runtime"] == "none" else row["runtime"],
                 row["bridge"],
                 address,
                 gateway,

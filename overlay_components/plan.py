@@ -13,12 +13,14 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
+from typing_extensions import NotRequired
+
 from overlay_agent import document, fields
 from overlay_agent.diff import summary
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, Device
 from overlay_agent.kinds.firewall import Firewall
-from overlay_components import addressing, bridge, errors, mtu, names, tunnel
+from overlay_components import addressing, bridge, errors, mtu, names, snippets, tunnel
 from overlay_components.addressing import Book
 from overlay_components.config import TUNNELS, Config, Segment
 from overlay_components.errors import ConfigErrors
@@ -40,6 +42,8 @@ class ContainerRow(TypedDict):
     mac: str
     gateway: str | None
     mtu: int
+    #: What to paste for the container's runtime, where that is said; in the row of its first segment.
+    paste: NotRequired[str]
 
 
 class TunnelRow(TypedDict):
@@ -181,6 +185,7 @@ class _Planner:
         ]
         if self.wrong:
             raise ConfigErrors(list(dict.fromkeys(self.wrong)))
+        _add_snippets(containers, rows)
         devices = {host: {name: made.spec for name, made in made.items()} for host, made in self.made.items()}
         return Plan(
             {host: self._document(host, specs) for host, specs in devices.items()},
@@ -529,6 +534,16 @@ class _Planner:
         self.allowed[at.host.name][at.device] = {"protocol": protocol, "port": port, **told_by, "peers": at.peers}
         rule = self.rules[at.host.name].setdefault(one.base, Rule(protocol=protocol, port=port, peers={}))
         rule["peers"].update(at.peers)
+
+
+def _add_snippets(containers: Mapping[str, dict[str, ContainerRow]], segments: Mapping[str, SegmentRow]) -> None:
+    done: set[str] = set()
+    for rows in containers.values():
+        for name, row in rows.items():
+            if row["runtime"] != "none" and name not in done:
+                done.add(name)
+                form = snippets.FORMS[row["runtime"]]
+                row["paste"] = "\n".join(form(snippets.nics(name, containers, segments))) + "\n"
 
 
 def _name_key(where: str) -> str:

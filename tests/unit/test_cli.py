@@ -138,7 +138,7 @@ def test_init_refuses_before_it_writes(overlay, tmp_path, words, said):
 def test_plan_is_a_table(overlay):
     said = overlay("plan", ROOT / "stacks/Pulumi.lab.yaml").stdout
     rows = [line.split() for line in said.splitlines()]
-    assert ["app", "web", "h2", "br-app", "10.10.0.11/24", "-", "02:0d:87:db:2a:91", "1450"] in rows
+    assert ["app", "web", "h2", "-", "br-app", "10.10.0.11/24", "-", "02:0d:87:db:2a:91", "1450"] in rows
     assert ["h2", "vx-app", "udp", "4789", "198.18.0.11", "and", "198.18.0.13"] in rows
     assert any(row[:4] == ["h1", "vx-ops", "vxlan", "br-ops"] for row in rows)
 
@@ -237,6 +237,51 @@ def test_explain_a_peer_that_no_linux_host_could_be(overlay, tmp_path):
 def test_explain_nobody(overlay):
     said = overlay("explain", "h4", ROOT / "stacks/Pulumi.lab.yaml", code=1).stderr
     assert said == "HOST: unknown host 'h4'; known are h1, h2 and h3\n"
+
+
+# -- snippet ---------------------------------------------------------------------------------
+
+SNIPPETS = ROOT / "tests/unit/snippets"
+
+
+def test_snippet_is_for_the_containers_runtime_or_for_what_is_said(overlay):
+    stack = SNIPPETS / "stack.yaml"
+    assert "lxc.net.0.link = br-app\n" in overlay("snippet", "web", stack).stdout
+    assert "docker run --detach --name router " in overlay("snippet", "router", stack).stdout
+    assert "iface eth2 inet static\n" in overlay("snippet", "router", stack, "--for", "ifupdown").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["wbe"], "CONTAINER: unknown container 'wbe'; did you mean web?"),
+        (
+            ["web", "--for", "podman"],
+            (
+                "--for: 'podman' is none of lxc, lxc1, lxd, incus, docker, compose, libvirt, ifupdown, netplan; give "
+                "one of these"
+            ),
+        ),
+        (
+            ["web"],
+            (
+                "segments.app.containers.web.runtime: none; say --for with one of lxc, lxc1, lxd, incus, docker, "
+                "compose, libvirt, ifupdown, netplan, or give it a runtime"
+            ),
+        ),
+    ],
+)
+def test_snippet_of_nothing(overlay, words, said):
+    assert overlay("snippet", *words, ROOT / "stacks/Pulumi.lab.yaml", code=1).stderr == f"{said}\n"
+
+
+def test_plan_as_hosts_and_as_inventory(overlay):
+    stack = SNIPPETS / "stack.yaml"
+    assert overlay("plan", "--hosts", stack).stdout == (SNIPPETS / "hosts.txt").read_text()
+    assert (
+        json.loads(overlay("plan", "--inventory", stack).stdout)["all"]["hosts"]["web"]["ansible_host"] == "10.10.0.11"
+    )
+    assert "give one of --json, --hosts and --inventory" in overlay("plan", "--hosts", "--json", stack, code=2).stderr
 
 
 # -- lock ------------------------------------------------------------------------------------
