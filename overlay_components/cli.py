@@ -307,9 +307,11 @@ def _show(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> 
     for row in rows:
         table.add_row(*row)
     if table.row_count:
-        console = Console(highlight=False, soft_wrap=False)
+        console = Console()
         # In a file or a pipe lines are as long as they are: a folded address cannot be searched for.
-        Console(highlight=False, width=console.width if console.is_terminal else 1000).print(table)
+        width = console.width if console.is_terminal else 1000
+        # Nothing in it is markup: of the MAC address 00:16:3e:ab:f9:65 `:ab:` would be a picture.
+        Console(highlight=False, emoji=False, markup=False, width=width).print(table)
 
 
 if __name__ == "__main__":

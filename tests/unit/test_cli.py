@@ -143,6 +143,11 @@ def test_plan_is_a_table(overlay):
     assert any(row[:4] == ["h1", "vx-ops", "vxlan", "br-ops"] for row in rows)
 
 
+def test_plan_shows_text_as_it_is(overlay):
+    """To the library that draws the table `:ab:` is a picture."""
+    assert "00:16:3e:ab:f9:65" in overlay("plan", ROOT / "stacks/Pulumi.doc-000-unicast.yaml").stdout
+
+
 def test_plan_as_json_has_the_shape_of_the_outputs(overlay):
     made = json.loads(overlay("plan", "--json", ROOT / "stacks/Pulumi.lab.yaml").stdout)
     assert made.keys() == {"containers", "hosts", "segments"}
