@@ -42,7 +42,7 @@ class ContainerRow(TypedDict):
     mac: str
     gateway: str | None
     mtu: int
-    #: What to paste for the container's runtime, where that is said; in the row of its first segment.
+    #: What to paste for the container's runtime, where that is said; in the row of the first of its segments by name.
     paste: NotRequired[str]
 
 
@@ -538,8 +538,8 @@ class _Planner:
 
 def _add_snippets(containers: Mapping[str, dict[str, ContainerRow]], segments: Mapping[str, SegmentRow]) -> None:
     done: set[str] = set()
-    for rows in containers.values():
-        for name, row in rows.items():
+    for segment in sorted(containers):
+        for name, row in containers[segment].items():
             if row["runtime"] != "none" and name not in done:
                 done.add(name)
                 form = snippets.FORMS[row["runtime"]]

@@ -68,14 +68,21 @@ class Nic:
         )
 
 
+def in_order(
+    containers: Mapping[str, Mapping[str, ContainerRow]],
+) -> list[tuple[str, Mapping[str, ContainerRow]]]:
+    """The segments by name: the file's order does not reach a program, as Pulumi sorts the keys of objects."""
+    return sorted(containers.items())
+
+
 def nics(
     name: str, containers: Mapping[str, Mapping[str, ContainerRow]], segments: Mapping[str, SegmentRow]
 ) -> list[Nic]:
-    """The container's network interfaces, in the order of its segments. Of several gateways of one IP version it
+    """The container's network interfaces, in the order of its segments' names. Of several gateways of one IP version it
     takes the first: a machine has one default route."""
     out: list[Nic] = []
     routed: set[int] = set()
-    for segment, rows in containers.items():
+    for segment, rows in in_order(containers):
         if name not in rows:
             continue
         row = rows[name]
@@ -302,7 +309,7 @@ def hosts(containers: Mapping[str, Mapping[str, ContainerRow]]) -> list[str]:
     """Lines for /etc/hosts (hosts(5)): each container as NAME.SEGMENT, and as NAME by its first address."""
     out: list[str] = []
     named: set[str] = set()
-    for segment, rows in containers.items():
+    for segment, rows in in_order(containers):
         for name, row in rows.items():
             if not row["address"]:
                 continue
@@ -321,7 +328,7 @@ def inventory(containers: Mapping[str, Mapping[str, ContainerRow]]) -> dict[str,
     segment (`segment_…`), host (`host_…`) and runtime (`runtime_…`)."""
     found: dict[str, dict[str, Any]] = {}
     groups: dict[str, dict[str, dict[str, Any]]] = {}
-    for segment, rows in containers.items():
+    for segment, rows in in_order(containers):
         for name, row in rows.items():
             values = found.setdefault(name, {"overlay": {"host": row["host"], "segments": {}}})
             if row["address"]:

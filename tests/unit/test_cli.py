@@ -253,7 +253,7 @@ def test_snippet_is_for_the_containers_runtime_or_for_what_is_said(overlay):
     stack = SNIPPETS / "stack.yaml"
     assert "lxc.net.0.link = br-app\n" in overlay("snippet", "web", stack).stdout
     assert "docker run --detach --name router " in overlay("snippet", "router", stack).stdout
-    assert "iface eth2 inet static\n" in overlay("snippet", "router", stack, "--for", "ifupdown").stdout
+    assert "iface eth1 inet static\n" in overlay("snippet", "router", stack, "--for", "ifupdown").stdout
 
 
 @pytest.mark.parametrize(

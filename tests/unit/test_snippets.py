@@ -101,6 +101,16 @@ def test_shells_read_what_was_meant(bridge):
         assert bridge in words or f"parent={bridge}" in words
 
 
+@pytest.mark.parametrize("form", snippets.FORMS)
+def test_the_order_of_the_stack_file_does_not_matter(form):
+    """The command reads it in its own order, and Pulumi hands it to the program sorted."""
+    raw = config.read_stack_file(FOLDER / "stack.yaml")
+    turned = plan({**raw, "segments": dict(reversed(raw["segments"].items()))})
+    assert text(form, "router", turned) == text(form, "router")
+    assert sorted(snippets.hosts(turned.containers)) == sorted(snippets.hosts(plan().containers))
+    assert turned.containers == plan().containers
+
+
 def test_ipv6():
     made = one(address="fd00:10::11", gateway="fd00:10::1")
     assert "--ip6 fd00:10::11" in text("docker", "web", made)
