@@ -120,7 +120,7 @@ def _reason(connection: Mapping[str, Any], error: Exception) -> str:
         return f"dial tcp {end}: i/o timeout"
     if isinstance(error, OSError) and error.strerror:
         return f"dial tcp {end}: connect: {error.strerror.lower()}"
-    return f"{end}: {error or type(error).__name__}"
+    return f"{end}: {str(error) or type(error).__name__}"
 
 
 def _handshake(
