@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 
 import pytest
 from typer.testing import CliRunner
 
 from lab import Lab
-from overlay_components import cli
+from overlay_components import _project, cli
 
 pytestmark = pytest.mark.root
 
@@ -38,7 +37,7 @@ def overlay(*words):
 def test_typed_by_hand_it_works(tmp_path):
     file = tmp_path / "Pulumi.hand.yaml"
     file.write_text(STACK)
-    plan = json.loads(overlay("plan", "--json", file))
+    plan = _project.find(file, None).plan()
     with Lab("explain", hosts=3, directory=tmp_path) as lab:
         for number, host in enumerate(lab.hosts, 11):
             # The kernel's modules are the machine's; modprobe may not be there in its namespaces.
@@ -50,6 +49,6 @@ def test_typed_by_hand_it_works(tmp_path):
         assert lab.ping("h3", "10.10.0.1", container="c", wait=3)
         for host in ("h1", "h2"):
             links = lab.links(host)
-            for name, spec in plan["hosts"][host]["devices"].items():
-                assert (links[name]["mtu"], links[name]["address"]) == (spec["mtu"], spec["mac"])
+            for name, spec in plan.devices[host].items():
+                assert (links[name]["mtu"], links[name]["address"]) == (spec.mtu, spec.mac)
         assert "ifalias" not in lab.links("h3")["vx-app"]

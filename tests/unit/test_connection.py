@@ -108,10 +108,11 @@ def agent(tmp_path):
     """A real ssh-agent: the function adds keys to it and gives the environment to find it by."""
     sock = tmp_path / "agent"
     process = subprocess.Popen(["ssh-agent", "-D", "-a", str(sock)], stdout=subprocess.DEVNULL)
-    wait_for(sock.exists)
+    env = {**os.environ, "SSH_AUTH_SOCK": str(sock)}
+    # Its socket is there a moment before it listens; 2: nobody answers.
+    wait_for(lambda: subprocess.run(["ssh-add", "-l"], env=env, check=False, capture_output=True).returncode != 2)
 
     def add(*paths):
-        env = {**os.environ, "SSH_AUTH_SOCK": str(sock)}
         for path in paths:
             subprocess.run(["ssh-add", "-q", str(path)], env=env, check=True, capture_output=True)
         return {"SSH_AUTH_SOCK": str(sock), "LOGNAME": "me"}

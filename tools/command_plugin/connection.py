@@ -106,12 +106,21 @@ def _dial(
         except (OSError, EOFError, paramiko.SSHException, ConnectionFailedError) as error:
             failures += 1
             if 0 <= limit < failures:
-                end = f"{connection['host']}:{int(connection['port'])}"
-                reason = str(error) or type(error).__name__
-                raise ConnectionFailedError(f"after {limit} failed attempts: {end}: {reason}") from error
+                raise ConnectionFailedError(f"after {limit} failed attempts: {_reason(connection, error)}") from error
         log(f"{what} {failures}/{'inf' if limit < 0 else limit} failed: retrying")
         time.sleep(pause)
         pause = min(pause * PAUSE_GROWTH, LONGEST_PAUSE)
+
+
+def _reason(connection: Mapping[str, Any], error: Exception) -> str:
+    """What went wrong and where, as Go says it: people search for these words."""
+    host = str(connection["host"])
+    end = f"{f'[{host}]' if ':' in host else host}:{int(connection['port'])}"
+    if isinstance(error, TimeoutError):
+        return f"dial tcp {end}: i/o timeout"
+    if isinstance(error, OSError) and error.strerror:
+        return f"dial tcp {end}: connect: {error.strerror.lower()}"
+    return f"{end}: {str(error) or type(error).__name__}"
 
 
 def _handshake(
