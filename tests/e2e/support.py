@@ -15,13 +15,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lab import Lab
+from tests.e2e import plugin_support
 
 ROOT = Path(__file__).resolve().parents[2]
 AGENT = "/usr/local/sbin/overlay-agent"
@@ -30,21 +30,12 @@ TRACES = f"{AGENT} /usr/local/lib/overlay-agent /var/lib/overlay /run/overlay* ~
 _LIMIT = 120.0
 
 
-@dataclass
-class Result:
-    """What a run of pulumi said, both streams, and how it ended."""
-
-    text: str
-    code: int
-
-    def ok(self) -> str:
-        """The text, provided that it succeeded."""
-        assert self.code == 0, self.text
-        return self.text
+class Result(plugin_support.Result):
+    """The same, of a program of ours."""
 
     def failed(self) -> str:
         """The text, provided that it failed, and with words of ours: no traceback."""
-        assert self.code != 0, self.text
+        super().failed()
         assert "Traceback" not in self.text, self.text
         assert "KeyboardInterrupt" not in self.text, self.text
         assert "never awaited" not in self.text, self.text
