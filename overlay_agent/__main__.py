@@ -42,7 +42,7 @@ def _guarded(verb: Callable[..., int]) -> Callable[..., int]:
 
     def run(*arguments: str) -> int:
         from overlay_agent.document import DocumentError  # noqa: PLC0415 - see VERBS
-        from overlay_agent.errors import KernelError  # noqa: PLC0415
+        from overlay_agent.errors import KernelError, shortened  # noqa: PLC0415
         from overlay_agent.host import HostError  # noqa: PLC0415
         from overlay_agent.store import StoreError  # noqa: PLC0415
 
@@ -52,7 +52,7 @@ def _guarded(verb: Callable[..., int]) -> Callable[..., int]:
         try:
             return verb(*arguments)
         except (DocumentError, HostError, KernelError, StoreError) as error:
-            print(error, file=sys.stderr)
+            print(shortened(str(error)), file=sys.stderr)
         except BrokenPipeError:  # whoever asked is gone
             sys.stderr.close()
         except OSError as error:
@@ -105,6 +105,7 @@ def _labelled(label: str) -> Any:
 
 def _check(label: str | None = None) -> int:
     from overlay_agent import kernel, reconcile, store  # noqa: PLC0415
+    from overlay_agent.errors import shortened  # noqa: PLC0415
 
     store_, drifted = store.Store(), []
     with store_.locked("check"):  # a look at an apply under way would find drift
@@ -120,7 +121,7 @@ def _check(label: str | None = None) -> int:
             changes = reconcile.changes_for(wanted, kernel_, store_.read(name))
             drifted += [line for change in changes for line in change.drift()]
     for line in drifted:
-        print(line, file=sys.stderr)
+        print(shortened(line), file=sys.stderr)
     _report({"drift": drifted})
     return 2 if drifted else 0
 

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from overlay_agent import faults, reconcile
 from overlay_agent.document import Document
-from overlay_agent.errors import KernelError
+from overlay_agent.errors import KernelError, shortened
 from overlay_agent.host import Here
 from overlay_agent.kernel import Kernel
 from overlay_agent.reconcile import Failed, Plan, Refused
@@ -173,4 +173,4 @@ def _say(lines: Sequence[str]) -> None:
     """Lines for people; that nobody reads them any more is found out when the report is written."""
     with suppress(OSError):
         for line in lines:
-            print(line, file=sys.stderr, flush=True)
+            print(shortened(line), file=sys.stderr, flush=True)
