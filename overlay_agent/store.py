@@ -35,16 +35,13 @@ class Store:
 
     # -- membership -------------------------------------------------------------------------
 
-    def _member(self, label: str) -> str:
-        return self._of("members", label)
-
     def read_member(self, label: str) -> dict[str, Any] | None:
         """What `install` was told of the stack; None when it never installed here."""
-        return self._read(self._member(label))
+        return self._read(self._path("members", label))
 
     def write_member(self, label: str, member: dict[str, Any] | None) -> None:
         """Keeps that; None: the stack has left this host."""
-        self._write(self._member(label), member)
+        self._write(self._path("members", label), member)
 
     def members(self) -> list[str]:
         """The stacks that installed the agent here and have not left."""
@@ -52,20 +49,17 @@ class Store:
 
     # -- documents --------------------------------------------------------------------------
 
-    def _path(self, label: str) -> str:
-        return self._of("stacks", label)
-
-    def _of(self, folder: str, label: str) -> str:
+    def _path(self, folder: str, label: str) -> str:
         project, stack = label.split("/")
         return os.path.join(self._state, folder, project, f"{stack}.json")
 
     def read(self, label: str) -> dict[str, Any] | None:
         """The document last applied for the stack "<project>/<stack>"."""
-        return self._read(self._path(label))
+        return self._read(self._path("stacks", label))
 
     def write(self, label: str, document: dict[str, Any] | None) -> None:
         """Keeps the document; None forgets the stack."""
-        self._write(self._path(label), document)
+        self._write(self._path("stacks", label), document)
 
     def labels(self) -> list[str]:
         """The stacks that have a document here."""

@@ -19,7 +19,7 @@ from typing_extensions import Unpack
 from overlay_agent import COMMAND, document
 from overlay_agent.document import Owner
 from overlay_components import _outputs
-from overlay_components.component import Component, words
+from overlay_components.component import Component, applied, words
 from overlay_components.connection import Connection
 from overlay_components.names import Placeholder
 
@@ -161,7 +161,7 @@ class Host(Component):
     def settle(self, plan: Output[Any], commands: Mapping[str, Any]) -> None:
         """See Component.settle."""
         done: Output[str] = commands[self.name].stdout
-        self.keep("ready", lambda: done.apply(lambda _: True))
+        self.keep("ready", lambda: applied([commands[self.name]]))
         self.keep("plan", lambda: Output.all(plan, done).apply(lambda both: both[0].documents[self.name]["devices"]))
         # No outputs are registered: the engine would write the whole state once more for each host.
 
