@@ -30,6 +30,10 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _IFNAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 
 
+#: Before the name of a Docker network, where a bridge is named by it.
+DOCKER = "docker:"
+
+
 class Type:
     """The values one field may hold. `check` returns what is wrong, or None."""
 
@@ -169,6 +173,15 @@ class Keyed(Type):
         return [(what, is_, want) for what, is_, want in rows if is_ != want]
 
 
+class BridgeName(InterfaceName):
+    """A bridge: an interface's name, or `docker:NETWORK` for the one that Docker made for a network."""
+
+    def check(self, value: Any) -> str | None:
+        if isinstance(value, str) and value.startswith(DOCKER):
+            return DOCKER_NETWORK.check(value[len(DOCKER) :])
+        return super().check(value)
+
+
 class Peers(Keyed):
     """Peers by name. The kernel knows only their addresses, so those are what is compared."""
 
@@ -206,6 +219,79 @@ class Prefixed(Type):
         return str(ipaddress.ip_interface(value))
 
 
+class Subnet(Type):
+    """An IPv4 or IPv6 network, such as 10.10.0.0/24."""
+
+    def check(self, value: Any) -> str | None:
+        if _parsed(ipaddress.ip_network, value) and "/" in value:
+            return None
+        return f"{value!r} is not a subnet, such as 10.10.0.0/24"
+
+    def normal(self, value: Any) -> Any:
+        return str(ipaddress.ip_network(value))
+
+
+class AddressRange(Type):
+    """Two addresses of one IP version and all between them, such as 10.10.0.100-10.10.0.199."""
+
+    def check(self, value: Any) -> str | None:
+        low, _, high = value.partition("-") if isinstance(value, str) else ("", "", "")
+        first, last = _parsed(ipaddress.ip_address, low), _parsed(ipaddress.ip_address, high)
+        if first and last and first.version == last.version and first <= last:
+            return None
+        return f"{value!r} is not a range of addresses, such as 10.10.0.100-10.10.0.199"
+
+    def normal(self, value: Any) -> Any:
+        return "-".join(str(ipaddress.ip_address(end)) for end in value.split("-"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern(Type):
+    """A text of one form. `what`: the form in words, with an example."""
+
+    form: str
+    what: str
+
+    def check(self, value: Any) -> str | None:
+        if isinstance(value, str) and re.fullmatch(self.form, value):
+            return None
+        return f"{value!r} is not {self.what}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record(Type):
+    """An object with these keys and no others; those in `may` can be left out."""
+
+    parts: Mapping[str, Type]
+    may: frozenset[str] = frozenset()
+
+    def check(self, value: Any) -> str | None:
+        if not isinstance(value, dict):
+            return f"{value!r} is not an object"
+        out = [f"{key!r} is unknown; known are {', '.join(self.parts)}" for key in value if key not in self.parts]
+        out += [f"{key} is missing" for key in self.parts if key not in value and key not in self.may]
+        checked = ((key, type_.check(value[key])) for key, type_ in self.parts.items() if key in value)
+        return "; ".join([*out, *(f"{key}: {wrong}" for key, wrong in checked if wrong)]) or None
+
+    def normal(self, value: Any) -> Any:
+        return {key: self.parts[key].normal(inner) for key, inner in value.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Items(Type):
+    """A list, for what is written in an order and seldom changes."""
+
+    item: Type
+
+    def check(self, value: Any) -> str | None:
+        if not isinstance(value, list):
+            return f"{value!r} is not a list"
+        return "; ".join(wrong for wrong in map(self.item.check, value) if wrong) or None
+
+    def normal(self, value: Any) -> Any:
+        return [self.item.normal(item) for item in value]
+
+
 class Empty(Type):
     """An object with nothing in it yet: room for options beside a key."""
 
@@ -213,6 +299,8 @@ class Empty(Type):
         return None if value == {} else f"{value!r} is not {{}}"
 
 
+#: As Docker itself takes them (RestrictedNamePattern).
+DOCKER_NETWORK = Pattern(r"[A-Za-z0-9][A-Za-z0-9_.-]+", "the name of a Docker network (letters, digits, '_', '.', '-')")
 ADDRESSES = Keyed("address", Prefixed(), Empty())
 
 
@@ -237,8 +325,8 @@ def attribute(type_: Type, *, default: Any = REQUIRED, change: str = SET, nla: s
     it one to one (numbers, and flags as 0 or 1); None where the kind translates it itself.
     """
     metadata = {"type": type_, "change": change, "nla": nla}
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    if isinstance(default, (dict, list)):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 

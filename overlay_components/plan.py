@@ -18,7 +18,7 @@ from typing_extensions import NotRequired
 from overlay_agent import document, fields
 from overlay_agent.diff import summary
 from overlay_agent.document import Document, Owner
-from overlay_agent.kinds import KINDS, Device
+from overlay_agent.kinds import KINDS, Device, Spec
 from overlay_agent.kinds.firewall import Firewall
 from overlay_components import addressing, bridge, errors, mtu, names, snippets, tunnel
 from overlay_components.addressing import Book
@@ -157,6 +157,8 @@ class _Planner:
         self.wrong: list[str] = []
         self.warnings: list[str] = []
         self.made: dict[str, dict[str, _Made]] = {name: {} for name in config.hosts}
+        #: What is no device, by host and name.
+        self.services: dict[str, dict[str, Spec]] = {name: {} for name in config.hosts}
         #: (earlier place, later place, what is wrong) -> the hosts on which it is.
         self.clashes: dict[tuple[str, str, str], list[str]] = collections.defaultdict(list)
         #: By host and what is claimed: the first claim's value and place.
@@ -198,7 +200,8 @@ class _Planner:
 
     def _document(self, host: str, devices: dict[str, Device]) -> dict[str, Any]:
         allowed = self.allowed[host] if self.config.open_firewall else {}
-        services = {"firewall": Firewall(allow=allowed)} if allowed else {}
+        firewall = {"firewall": Firewall(allow=allowed)} if allowed else {}
+        services = {**self.services[host], **firewall}
         return document.to_json(Document(self.owner, host, devices=devices, services=services))
 
     # -- hosts and segments ------------------------------------------------------------------

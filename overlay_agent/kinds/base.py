@@ -131,7 +131,7 @@ class Device(Spec):
     #: Whether it is up (IFF_UP).
     up: bool = attribute(fields.Flag(), default=True)
     #: The bridge this device is a port of.
-    bridge: str | None = attribute(optional(fields.InterfaceName()), default=None)
+    bridge: str | None = attribute(optional(fields.BridgeName()), default=None)
     #: Ports that are isolated do not forward to each other (IFLA_BRPORT_ISOLATED): no loops.
     isolated: bool = attribute(fields.Flag(), default=False)
     #: The bridge answers ARP and ND for what it knows behind this port (IFLA_BRPORT_NEIGH_SUPPRESS).
@@ -139,7 +139,7 @@ class Device(Spec):
     #: The bridge learns source addresses on this port (IFLA_BRPORT_LEARNING).
     port_learning: bool = attribute(fields.Flag(), default=True)
     #: Addresses with prefix length, each with an (as yet empty) object for options.
-    addresses: dict[str, Any] = attribute(fields.ADDRESSES, default={})  # noqa: RUF009 - a dataclasses.field
+    addresses: dict[str, Any] = attribute(fields.ADDRESSES, default={})
     #: Whether the kernel gives the device an IPv6 link-local address (IFLA_INET6_ADDR_GEN_MODE).
     link_local: bool = attribute(fields.Flag(), default=False)
 

@@ -83,7 +83,7 @@ class Firewall(Spec):
 
     KIND: ClassVar[str] = "firewall"
 
-    allow: dict[str, Any] = attribute(Allowed(), default={})  # noqa: RUF009 - a dataclasses.field
+    allow: dict[str, Any] = attribute(Allowed(), default={})
 
 
 class FirewallKind(Kind):

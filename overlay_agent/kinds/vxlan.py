@@ -43,7 +43,7 @@ class Vxlan(Device):
     device: str | None = attribute(optional(fields.InterfaceName()), default=None)
     #: Multicast group that stands for all peers, instead of `peers`.
     group: str | None = attribute(optional(fields.Address()), default=None, change=RECREATE)
-    peers: dict[str, str] = attribute(fields.Peers(), default={})  # noqa: RUF009 - a dataclasses.field
+    peers: dict[str, str] = attribute(fields.Peers(), default={})
     #: TTL of the outer header; 0: the kernel's own choice (1 for multicast).
     ttl: int | str = attribute(fields.Either(fields.Integer(0, 255), INHERIT), default=0)
     tos: int | str = attribute(fields.Either(fields.Integer(0, 255), INHERIT), default=0)
