@@ -15,6 +15,8 @@ from overlay_components import errors, names
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+#: The first and the last of some addresses in a row.
+Span: TypeAlias = tuple[Address, Address]
 #: Of an IPv4 subnet with more than this prefix length every address is a host's (RFC 3021).
 _POINT_TO_POINT = 31
 _ADDRESS: dict[int, type[Address]] = {4: ipaddress.IPv4Address, 6: ipaddress.IPv6Address}
@@ -63,14 +65,22 @@ class Book:
             return None
         return address, subnet
 
-    def free(self, avoid: Collection[Address]) -> Iterator[Address]:
-        """The addresses that nobody holds, the lowest first, without those to avoid; each subnet in turn."""
+    def free(self, avoid: Collection[Address], spans: Sequence[Span] = ()) -> Iterator[Address]:
+        """The addresses that nobody holds, the lowest first, without those to avoid and those in `spans`; each subnet
+        in turn."""
         for subnet in self.subnets:
+            ends = {int(low): int(high) for low, high in spans if low.version == subnet.version}
             # Not hosts(): of a large subnet that would be a list.
-            for number in range(int(subnet.network_address), int(subnet.broadcast_address) + 1):
+            number, last = int(subnet.network_address), int(subnet.broadcast_address)
+            while number <= last:
+                over = [high for low, high in ends.items() if low <= number <= high]
+                if over:
+                    number = max(over) + 1
+                    continue
                 address = _ADDRESS[subnet.version](number)
                 if address not in self.holders and address not in avoid and not special(address, subnet):
                     yield address
+                number += 1
 
 
 def special(address: Address, subnet: Network) -> str | None:

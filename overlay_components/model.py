@@ -26,6 +26,7 @@ from overlay_components import errors, names
 _MISSING = {
     "address": "give its IPv4 or IPv6 address",
     "host": "name the host that runs the container",
+    "mac": "give the MAC address of its network interface",
 }
 _NOT_A_LIST = "is not a list; write it in brackets: [...]"
 _NOT_AN_OBJECT = "is not an object; write `key: value` lines below it"

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import ipaddress
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from typing_extensions import NotRequired
@@ -20,8 +20,8 @@ from overlay_agent.diff import summary
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, Device, Spec
 from overlay_agent.kinds.firewall import Firewall
-from overlay_components import addressing, bridge, errors, mtu, names, snippets, tunnel
-from overlay_components.addressing import Book
+from overlay_components import addressing, bridge, errors, mtu, names, routing, snippets, tunnel
+from overlay_components.addressing import Book, Span
 from overlay_components.config import TUNNELS, Config, Segment
 from overlay_components.errors import ConfigErrors
 from overlay_components.lock import Lock, updated
@@ -65,13 +65,15 @@ class SegmentRow(TypedDict):
     addresses: dict[str, list[str]]
     gateway: str | None
     tunnels: dict[str, TunnelRow]
+    dhcp: NotRequired[routing.DhcpRow]
 
 
 class Rule(TypedDict):
-    """What a packet filter must let in."""
+    """What a packet filter must let in. Without peers: from anywhere."""
 
     protocol: str
-    port: int
+    #: A range of them as text.
+    port: int | str
     peers: dict[str, str]
 
 
@@ -166,6 +168,7 @@ class _Planner:
         self.rules: dict[str, dict[str, Rule]] = {name: {} for name in config.hosts}
         #: The same for the host's own firewall, by device: it can tell apart what shares a port.
         self.allowed: dict[str, dict[str, Any]] = {name: {} for name in config.hosts}
+        self.routing = routing.Routing(config, owner.label, self.ends, self.services, self.wrong)
 
     def plan(self) -> Plan:
         self._check_hosts()
@@ -180,6 +183,7 @@ class _Planner:
             for segment in segments
             for number, subnet in enumerate(segment.options.subnets)
         )
+        self.routing.finish(self.made, self.rules)
         self._warn_of_peers(segments)
         self.wrong += [
             f"{later}: {why.format(hosts=errors.listed(hosts), earlier=earlier)}"
@@ -269,10 +273,15 @@ class _Planner:
             size = mtu.check(where, options.mtu, budget, bool(segment.tunnels), versions, self.wrong)
         book = Book(where, subnets, self.wrong)
         addresses = self._addresses(segment, book)
-        gateways = self._gateways(segment, book, addresses)
+        router = routing.Router(self.routing, segment.name, options, segment.host_names, segment.bridge)
+        router.settle(addresses, book, lambda place, host: self._is_member(place, host, segment))
+        if addresses:
+            self._check_underlay(segment, book)
+        gateways = self._gateways(segment, book, addresses, router.gateway)
         for number, address in enumerate(options.reserved):
             book.enter(f"{where}.reserved[{number}]", f"reserved[{number}]", address)
-        containers = self._containers(segment, book, gateways, size, runtimes)
+        containers = self._containers(segment, book, gateways, size, runtimes, router)
+        dhcp = router.services(addresses, gateways, containers, book, self.lock.get(segment.name, {}), size)
         tunnels = self._devices(segment, addresses, size)
         row = SegmentRow(
             mtu=size,
@@ -283,6 +292,8 @@ class _Planner:
             gateway=next(iter(gateways.values()), None),
             tunnels=tunnels,
         )
+        if dhcp is not None:
+            row["dhcp"] = dhcp
         return row, containers
 
     def _check_shape(self, segment: _Members) -> None:
@@ -329,8 +340,6 @@ class _Planner:
             out[host] = [address for address in entered if address is not None]
             if len(set(out[host])) < len(out[host]):
                 self.wrong.append(f"{where}: an address stands twice; write it once")
-        if out:
-            self._check_underlay(segment, book)
         return out
 
     def _check_underlay(self, segment: _Members, book: Book) -> None:
@@ -356,9 +365,11 @@ class _Planner:
             )
         return host in segment.host_names
 
-    def _gateways(self, segment: _Members, book: Book, addresses: Mapping[str, list[str]]) -> dict[int, str]:
-        """The gateway by IP version."""
-        value, where = segment.options.gateway, f"{segment.where}.gateway"
+    def _gateways(
+        self, segment: _Members, book: Book, addresses: Mapping[str, list[str]], value: str
+    ) -> dict[int, str]:
+        """The gateway by IP version. A container's is not known yet: see _gateway_container."""
+        where = f"{segment.where}.gateway"
         if value == "none":
             return {}
         try:
@@ -366,6 +377,10 @@ class _Planner:
         except ValueError:
             if isinstance(value, names.Placeholder):
                 return {net.version: value for net in book.subnets}
+            if value in segment.options.containers:
+                if value in self.config.hosts:
+                    self.wrong.append(f"{where}: {value!r} is a host and a container; give the address")
+                return {}
             if not self._is_member(where, value, segment):
                 return {}
             if not addresses.get(value):
@@ -373,20 +388,27 @@ class _Planner:
                     f"{where}: host {value!r} has no address in the segment; add {segment.where}.addresses.{value}"
                 )
             known = [ipaddress.ip_interface(a) for a in reversed(addresses.get(value, [])) if names.known(a)]
-            return {a.version: str(a.ip) for a in known}
+            return dict(sorted((a.version, str(a.ip)) for a in {a.version: a for a in known}.values()))
         found = book.find(where, value)
         if found is None:
             return {}
         return {found[0].version: str(found[0])}
 
     def _containers(
-        self, segment: _Members, book: Book, gateways: Mapping[int, str], size: int, runtimes: Mapping[str, str]
+        self,
+        segment: _Members,
+        book: Book,
+        gateways: dict[int, str],
+        size: int,
+        runtimes: Mapping[str, str],
+        router: routing.Router,
     ) -> dict[str, ContainerRow]:
         out: dict[str, ContainerRow] = {}
         macs: dict[str, str] = {}
         for gateway in filter(names.known, gateways.values()):
             book.holders.setdefault(ipaddress.ip_address(gateway), "the gateway")
-        addresses = self._container_addresses(segment, book)
+        addresses = self._container_addresses(segment, book, router.spans)
+        gateways.update(self._gateway_container(segment, addresses))
         for name, container in segment.options.containers.items():
             where = f"{segment.where}.containers.{name}"
             address = addresses[name]
@@ -409,8 +431,21 @@ class _Planner:
             )
         return out
 
-    def _container_addresses(self, segment: _Members, book: Book) -> dict[str, str | None]:
-        """First what is said, then what is locked, and only then what is left: so nobody's address is taken."""
+    def _gateway_container(self, segment: _Members, addresses: Mapping[str, str | None]) -> dict[int, str]:
+        """The gateway by IP version, where it is a container of the segment."""
+        address = addresses.get(segment.options.gateway or "none")
+        if address is None or segment.options.gateway in self.config.hosts:
+            return {}
+        if not names.known(address):
+            return {ipaddress.ip_network(subnet).version: address for subnet in segment.options.subnets}
+        found = ipaddress.ip_interface(address)
+        return {found.version: str(found.ip)}
+
+    def _container_addresses(
+        self, segment: _Members, book: Book, spans: Sequence[Span]
+    ) -> dict[str, str | None]:
+        """First what is said, then what is locked, and only then what is left: so nobody's address is taken. `spans`
+        are given to whoever asks by DHCP."""
         out: dict[str, str | None] = dict.fromkeys(segment.options.containers)
         unsaid: list[str] = []
         for name, container in segment.options.containers.items():
@@ -423,7 +458,7 @@ class _Planner:
         kept = [name for name in unsaid if name in locked and self._enter_locked(segment, book, name, out)]
         left = [name for name in unsaid if name not in kept]
         # Also those of containers that are gone: they may come back.
-        free = book.free({ipaddress.ip_address(text) for text in locked.values()})
+        free = book.free({ipaddress.ip_address(text) for text in locked.values()}, spans)
         subnets = errors.listed(map(str, book.subnets))
         for name in left:
             where = f"{segment.where}.containers.{name}.address"
@@ -432,7 +467,10 @@ class _Planner:
                 self.chosen[segment.name][name] = str(address)
                 out[name] = book.enter(where, f"container {name}", str(address))
             elif self.choose:
-                self.wrong.append(f"{where}: none is free in {subnets}; add a subnet, or run overlay lock --prune")
+                outside = " outside of what dhcp.range gives out" if spans else ""
+                self.wrong.append(
+                    f"{where}: none is free in {subnets}{outside}; add a subnet, or run overlay lock --prune"
+                )
             elif name not in locked:
                 self.wrong.append(f"{where}: missing and not locked; run overlay lock, or give an address in {subnets}")
         return out

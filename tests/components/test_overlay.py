@@ -11,7 +11,19 @@ from pulumi import Output, ResourceOptions
 from pulumi_command import local
 
 from overlay_agent import document, fields
-from overlay_components import Bridge, Host, Overlay, VxlanTunnel, bridge, component, config, host, vxlan_tunnel
+from overlay_components import (
+    Bridge,
+    DhcpRouter,
+    Host,
+    Overlay,
+    VxlanTunnel,
+    bridge,
+    component,
+    config,
+    dhcp_router,
+    host,
+    vxlan_tunnel,
+)
 from tests.components.world import COMMAND, KEY, MACHINE, STACK_ID, World, run
 
 
@@ -396,9 +408,11 @@ def keys(model, *leave_out):
     [
         (host.HostArgs, keys(config.Host)),
         (host.UnderlayArgs, keys(config.Underlay)),
-        (bridge.SegmentArgs, keys(config.Segment, "tunnels")),
+        (bridge.SegmentArgs, keys(config.Segment, "tunnels", "dhcp")),
         (bridge.BridgeDeviceArgs, keys(bridge.OPTIONS)),
         (bridge.ContainerArgs, keys(config.Container)),
+        (dhcp_router.DhcpArgs, keys(dhcp_router.DhcpOptions)),
+        (dhcp_router.ReservationArgs, keys(dhcp_router.Reservation)),
         (vxlan_tunnel.VxlanArgs, keys(config.TUNNELS["vxlan"].options)),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
