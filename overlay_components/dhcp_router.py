@@ -77,14 +77,10 @@ class Listen(fields.Type):
 
     def check(self, value: Any) -> str | None:
         """What is wrong, or None."""
-        match = re.fullmatch(r"(?:(?:tcp|udp)/)?([0-9-]+)", str(value))
-        if match and ports(match[1]) and type(value) in (int, str):
+        match = re.fullmatch(r"(?:(?:tcp|udp)/)?([0-9-]+)", value) if isinstance(value, str) else None
+        if match and ports(match[1]):
             return None
         return f"{value!r} is not what can be forwarded, such as 8080, udp/53 or tcp/5000-5009"
-
-    def normal(self, value: Any) -> Any:
-        """As text: YAML reads 8080 as a number."""
-        return str(value)
 
 
 class ForwardTarget(model.Text):
@@ -121,18 +117,6 @@ def listen(key: str) -> str:
     return key if "/" in key else f"tcp/{key}"
 
 
-class OptionName(fields.Type):
-    """A DHCP option: dnsmasq's word for it, or its number."""
-
-    def check(self, value: Any) -> str | None:
-        """What is wrong, or None."""
-        return dnsmasq.OPTION.check(str(value) if type(value) is int else value)
-
-    def normal(self, value: Any) -> Any:
-        """As text: YAML reads 42 as a number."""
-        return str(value)
-
-
 class OptionValue(fields.Type):
     """A DHCP option's value, as dnsmasq takes it."""
 
@@ -153,6 +137,12 @@ _Flag = Annotated[bool, Checked(fields.Flag())]
 _RANGE = {"type": "string", "pattern": "^[0-9a-fA-F.:]+-[0-9a-fA-F.:]+$"}
 _RANGES = {"anyOf": [{"const": "none"}, _RANGE, {"type": "array", "items": _RANGE}]}
 _NUMBER_OR_TEXT = {"type": ["integer", "string"]}
+#: YAML reads 8080 as a number.
+_TEXT_KEYS = pydantic.BeforeValidator(
+    lambda value: {str(key) if type(key) is int else key: inner for key, inner in value.items()}
+    if isinstance(value, Mapping)
+    else value
+)
 
 
 def _described(default: Any, description: str) -> Any:
@@ -182,15 +172,20 @@ class DhcpOptions(model.Model):
     dns: list[Annotated[str, Checked(model.HostAddress())]] = _described(
         [], "Servers to ask for other names, in this order; default: those of the host"
     )
-    options: dict[
-        Annotated[str, Checked(OptionName())],
-        Annotated[str, Checked(OptionValue()), pydantic.WithJsonSchema(_NUMBER_OR_TEXT)],
+    options: Annotated[
+        dict[
+            Annotated[str, Checked(dnsmasq.OPTION)],
+            Annotated[str, Checked(OptionValue()), pydantic.WithJsonSchema(_NUMBER_OR_TEXT)],
+        ],
+        _TEXT_KEYS,
     ] = _described({}, "Further DHCP options, by dnsmasq's name or number: {ntp-server: 10.10.0.5}")
     reservations: dict[Annotated[str, Checked(dnsmasq.NAME)], Reservation] = _described(
         {}, "Static leases for what is no container of the stack, by name"
     )
     masquerade: _Flag = _described(False, "Whether what leaves the segment by the router gets the router's address")
-    forwards: dict[Annotated[str, Checked(Listen())], Annotated[str, Checked(ForwardTarget())]] = _described(
+    forwards: Annotated[
+        dict[Annotated[str, Checked(Listen())], Annotated[str, Checked(ForwardTarget())]], _TEXT_KEYS
+    ] = _described(
         {}, 'What is passed on from the host: {"8080": "web:80", "udp/53": "10.10.0.9"}'
     )
     public_addresses: dict[Annotated[str, Checked(model.HostAddress())], Annotated[str, Checked(model.Text())]] = (

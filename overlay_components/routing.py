@@ -645,7 +645,9 @@ class Router:
             return said, None
         if _parsed(said):
             via = str(_ip(said))
-            host = next((h for h, own in addresses.items() if via in map(_bare, own)), None)
+            host = next((h for h, own in addresses.items() if via in map(_bare, own)), None) or next(
+                (end.name for end in ends.values() if end.managed and end.address == via), None
+            )
         elif said in ends:
             host = said if said in config.hosts else None
             inside = [_bare(a) for a in addresses.get(said, []) if _of(a, version)]
