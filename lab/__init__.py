@@ -6,6 +6,7 @@ file system each, in a second and without a trace. See docs/lab.md.
 
 from __future__ import annotations
 
-from lab._lab import Host, HostProcess, Lab, LabError
+from lab._error import LabError
+from lab._lab import Host, HostProcess, Lab
 
 __all__ = ["Host", "HostProcess", "Lab", "LabError"]

@@ -27,7 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lab import _net, _sys, _sysctl
+from lab import _cgroups, _net, _runtimes, _sys, _sysctl
+from lab._error import LabError
 from lab._host import ENVIRONMENT, listens
 from lab._keeper import SWITCH_FD
 
@@ -48,10 +49,6 @@ _TOOLS = {
     "ssh-keygen": "openssh-client",
     "/usr/sbin/sshd": "openssh-server",
 }
-
-
-class LabError(Exception):
-    """What went wrong, where, and what to do: one message for a person."""
 
 
 class HostProcess(subprocess.Popen[str]):
@@ -335,6 +332,7 @@ class Lab:
                 raise LabError(f"lab {self.name}: its keeper (pid {pid}) does not end")
         if still := _sys.kill(strangers, signal.SIGTERM, timeout=2.0):
             _sys.kill([(pid, start) for pid, start in strangers if pid in still])
+        _cgroups.remove(self.root)
         _sysctl.release(str(self.root))
         # the mark last: whoever is killed here leaves what the next one may remove
         for entry in sorted(os.scandir(self.root), key=lambda entry: entry.name == _MARK):
@@ -770,6 +768,18 @@ class Lab:
         """Run a command in a stand-in (its network and /sys; the host's files). LabError as in `run`."""
         argv = ["ip", "netns", "exec", name, *_argv(command)]
         return self.run(host, argv, check=check, input=input, timeout=timeout)
+
+    # ------------------------------------------------------------------ container runtimes
+
+    def start_docker(self, host: str) -> None:
+        """Start the host's own dockerd, if it does not run, and give it the image `busybox`; then use `docker`.
+
+        `lab.run(host, "docker run --detach --name web busybox")`: the image's own command waits, until it is
+        told to end. It holds a static busybox and nothing else. As on any host, Docker sets the policy of
+        FORWARD to DROP. After a reboot call it again: containers, networks and image are still there. The log
+        is /var/log/dockerd.log. LabError with its end when dockerd does not answer within 30 s.
+        """
+        _runtimes.start_docker(self, host)
 
     # ------------------------------------------------------------------ status
 
