@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from lab._error import LabError
 from lab._lab import Host, HostProcess, Lab
+from lab._runtimes import web_server
 
-__all__ = ["Host", "HostProcess", "Lab", "LabError"]
+__all__ = ["Host", "HostProcess", "Lab", "LabError", "web_server"]

@@ -16,11 +16,14 @@ TREE = Path("/sys/fs/cgroup")
 _PATIENCE = 10.0
 
 
-def claim(root: Path, lab_id: str) -> str:
-    """The name of the lab's group, which `remove(root)` will remove from every hierarchy."""
+def claim(root: Path, lab_id: str, what: str) -> str:
+    """The name of the lab's group for `what`, which `remove(root)` will remove from every hierarchy.
+
+    Not one for all: LXC cannot use a cpuset that Docker has made.
+    """
     name = f"overlay-lab-{lab_id}"
     (root / "cgroup").write_text(name)
-    return name
+    return f"{name}-{what}"
 
 
 def remove(root: Path) -> None:
@@ -30,12 +33,11 @@ def remove(root: Path) -> None:
     except FileNotFoundError:
         return
     deadline = time.monotonic() + _PATIENCE
-    while left := [Path(path) / name for path, folders, _ in os.walk(TREE) if name in folders]:
-        for group in left:
-            for path, _, _ in os.walk(group, topdown=False):
-                try:
-                    Path(path).rmdir()
-                except OSError as error:  # noqa: PERF203 - a process may still be on its way out
-                    if time.monotonic() > deadline:
-                        raise LabError(f"{path}: control group cannot be removed: {error.strerror}") from None
-                    time.sleep(0.02)
+    while left := [path for path, _, _ in os.walk(TREE, topdown=False) if f"/{name}-" in path]:
+        for path in left:
+            try:
+                Path(path).rmdir()
+            except OSError as error:  # noqa: PERF203 - a process may still be on its way out
+                if time.monotonic() > deadline:
+                    raise LabError(f"{path}: control group cannot be removed: {error.strerror}") from None
+                time.sleep(0.02)

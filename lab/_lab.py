@@ -736,6 +736,8 @@ class Lab:
         quoted = shlex.quote(name)
         script = (
             f"ip netns add {quoted} || exit 1\n"
+            # ip-netns(8): `ip netns exec` puts it in the place of the host's
+            f"mkdir -p /etc/netns/{quoted} && : >/etc/netns/{quoted}/resolv.conf\n"
             f"ip -batch - <<'END' && ip -n {quoted} -batch - <<'END2' && exit 0\n"
             + "\n".join(outside)
             + "\nEND\n"
@@ -751,6 +753,7 @@ class Lab:
             f"test -e /run/netns/{quoted} || exit 0\n"
             f"ip netns pids {quoted} | xargs -r kill -KILL\n"
             f"ip link del {container_port(name)} 2>/dev/null\n"
+            f"rm -r /etc/netns/{quoted}\n"
             f"ip netns del {quoted}"
         )
         self.run(host, script)
@@ -765,7 +768,7 @@ class Lab:
         input: str | None = None,  # noqa: A002  (subprocess calls it so)
         timeout: float = 60.0,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in a stand-in (its network and /sys; the host's files). LabError as in `run`."""
+        """Run a command in a stand-in (its network, /sys, resolv.conf; else the host's files). As `run`."""
         argv = ["ip", "netns", "exec", name, *_argv(command)]
         return self.run(host, argv, check=check, input=input, timeout=timeout)
 
@@ -780,6 +783,23 @@ class Lab:
         is /var/log/dockerd.log. LabError with its end when dockerd does not answer within 30 s.
         """
         _runtimes.start_docker(self, host)
+
+    def lxc(self, host: str, name: str, network: Sequence[str], *, start: str = "") -> None:
+        """Make and start an LXC container with a busybox in it; then use `lxc-attach`, `lxc-stop`, `lxc-start`.
+
+        `network` are lines of its config (`lxc.net.0.*`), as `overlay snippet --for lxc` prints them. `start` is
+        a shell command for each start of the container, say `udhcpc -i eth0 -O mtu &`. After the host's
+        reboot it is there, stopped. LabError with LXC's words.
+        """
+        _runtimes.start_lxc(self, host, name, network, start)
+
+    def dhcp(self, host: str, container: str, client: str = "udhcpc", *, ipv6: bool = False, wait: float = 10) -> None:
+        """Have a real DHCP client configure a stand-in's eth0, and keep its lease; LabError if none in `wait` seconds.
+
+        `client` is `udhcpc` or `dhclient`, each with Debian's own script: address, MTU, routes, and resolv.conf,
+        which is the stand-in's own: `exec_container` sees it. The stand-in's name is sent as its host name.
+        """
+        _runtimes.dhcp(self, host, container, client, ipv6, wait)
 
     # ------------------------------------------------------------------ status
 

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,15 @@ if TYPE_CHECKING:
 
 _SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # what a host has
 
-# Ends at once when it is told to, which a first process without a handler never does.
-_IDLE = """CMD ["/bin/sh", "-c", "trap 'exit 0' TERM INT; sleep infinity & wait"]"""
+# The first process of containers. Ends when it is told to, which a first process without a handler never does.
+_INIT = """\
+#!/bin/sh
+trap 'exit 0' TERM INT
+ip link set lo up
+test ! -e /etc/rc || . /etc/rc
+sleep infinity &
+wait $!
+"""
 
 
 def need(tool: str, package: str) -> str:
@@ -57,6 +65,7 @@ def busybox_root() -> bytes:
             "etc/group": b"root:x:0:\n",
             "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",
             "etc/resolv.conf": b"",
+            "sbin/init": _INIT.encode(),
         }
         if (script := Path("/etc/udhcpc/default.script")).exists():
             files["etc/udhcpc/default.script"] = script.read_bytes()
@@ -64,8 +73,8 @@ def busybox_root() -> bytes:
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o755 if content.startswith((b"#!", b"\x7fELF")) else 0o644
             tar.addfile(entry, io.BytesIO(content))
-        for name in sorted({*names, "init"} - {"busybox"}):
-            entry = tarfile.TarInfo(f"sbin/{name}" if name == "init" else f"bin/{name}")
+        for name in sorted({*names} - {"busybox", "init"}):
+            entry = tarfile.TarInfo(f"bin/{name}")
             entry.type, entry.linkname = tarfile.SYMTYPE, "/bin/busybox"
             tar.addfile(entry)
     return out.getvalue()
@@ -83,17 +92,83 @@ until docker version >/dev/null 2>&1; do
     sleep 0.05
 done
 """
-_GIVE_IMAGE = f"""\
-docker image inspect busybox >/dev/null 2>&1 || docker import --change {shlex.quote(_IDLE)} {{file}} busybox
-rm {{file}}
+_GIVE_IMAGE = """\
+docker image inspect busybox >/dev/null 2>&1 || docker import --change 'CMD ["/sbin/init"]' {file} busybox
+rm {file}
 """
 
 
 def start_docker(lab: Lab, host: str) -> None:
     """See Lab.start_docker."""
     need("dockerd", "docker.io")
-    group = f"/{_cgroups.claim(lab.root, lab.id)}/{host}"
+    group = f"/{_cgroups.claim(lab.root, lab.id, 'docker')}/{host}"
     file = "/run/busybox.tar"
     lab.path(host, file).write_bytes(busybox_root())
     lab.run(host, _START_DOCKER.format(group=group))
     lab.run(host, _GIVE_IMAGE.format(file=file))
+
+
+# ---- LXC
+
+
+def start_lxc(lab: Lab, host: str, name: str, network: Sequence[str], start: str) -> None:
+    """See Lab.lxc."""
+    need("lxc-start", "lxc")
+    word = shlex.quote(name)
+    root = f"/var/lib/lxc/{name}/rootfs"
+    config = [
+        "lxc.include = /usr/share/lxc/config/common.conf",
+        f"lxc.rootfs.path = dir:{root}",
+        f"lxc.uts.name = {name}",
+        "lxc.signal.halt = SIGTERM",
+        # a host has no securityfs, by which profiles are loaded
+        "lxc.apparmor.profile = unconfined",
+        f"lxc.cgroup.dir = {_cgroups.claim(lab.root, lab.id, 'lxc')}/{host}",
+        *network,
+    ]
+    folder = shlex.quote(f"/var/lib/lxc/{name}")
+    lab.run(host, f"mkdir {folder} {folder}/rootfs")
+    lab.path(host, f"{root}.tar").write_bytes(busybox_root())
+    lab.run(host, f"tar -C {folder}/rootfs -xf {folder}/rootfs.tar && rm {folder}/rootfs.tar")
+    lab.path(host, f"{root}/etc/rc").write_text(f"{start}\n")
+    lab.path(host, f"/var/lib/lxc/{name}/config").write_text("".join(f"{line}\n" for line in config))
+    log = shlex.quote(f"/var/log/lxc-{name}.log")
+    lab.run(host, f"lxc-start --name {word} --logfile {log} || {{ head -n 5 {log} >&2; exit 1; }}")
+
+
+# ---- DHCP clients
+
+#: What each is started as; both go on in the background when they have a lease, and keep it.
+_DHCP_CLIENTS = {
+    # MTU is not among what it asks for by itself, and dnsmasq gives only what it is asked for
+    "udhcpc": "udhcpc -n -t {wait:g} -T 1 -i eth0 -O mtu -x hostname:{name} -p /run/udhcpc-{name}.pid",
+    "dhclient": "unshare --uts sh -c 'hostname {name} && exec timeout {wait:g} dhclient -1 {family}"
+    " -pf /run/dhclient{family}-{name}.pid -lf /var/lib/dhcp/dhclient{family}-{name}.leases eth0'",
+}
+# dhclient cannot use a link-local address that may yet prove to be another's
+_SETTLE = 'until test -z "$(ip -6 addr show dev eth0 tentative)"; do sleep 0.1; done; '
+_DHCP_PACKAGES = {"udhcpc": "udhcpc", "dhclient": "isc-dhcp-client"}
+
+
+def dhcp(lab: Lab, host: str, container: str, client: str, ipv6: bool, wait: float) -> None:
+    """See Lab.dhcp."""
+    if client not in _DHCP_CLIENTS or (ipv6 and client != "dhclient"):
+        raise LabError(f"DHCP client {client!r}: one of {', '.join(_DHCP_CLIENTS)} (for IPv6, dhclient)")
+    need(client, _DHCP_PACKAGES[client])
+    command = _DHCP_CLIENTS[client].format(name=container, family="-6" if ipv6 else "-4", wait=wait)
+    log = f"/var/log/{client}-{container}.log"
+    # what stays in the background would keep our pipes open
+    script = f"{command} </dev/null >{log} 2>&1 || {{ code=$?; cat {log} >&2; exit $code; }}"
+    lab.exec_container(host, container, (_SETTLE if ipv6 else "") + script, timeout=wait + 30)
+
+
+# ---- a web server, for whatever has a busybox: hosts, stand-ins, containers
+
+
+def web_server(text: str, port: int = 80) -> str:
+    """The shell command that serves `text` as the page `/`, in the background; it returns when the port is open.
+
+    A client is `curl -sSf` on hosts and in stand-ins, `wget -q -O -` in containers (whose `wget -T` crashes).
+    """
+    page = shlex.quote(text)
+    return f'd=$(mktemp -d) && printf %s {page} >"$d/index.html" && busybox httpd -p {port} -h "$d"'
