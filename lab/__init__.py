@@ -6,6 +6,8 @@ file system each, in a second and without a trace. See docs/lab.md.
 
 from __future__ import annotations
 
-from lab._lab import Host, HostProcess, Lab, LabError
+from lab._error import LabError
+from lab._lab import Host, HostProcess, Lab
+from lab._runtimes import web_server
 
-__all__ = ["Host", "HostProcess", "Lab", "LabError"]
+__all__ = ["Host", "HostProcess", "Lab", "LabError", "web_server"]

@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+from lab._error import LabError
 from lab._host import ENVIRONMENT
-from lab._lab import Lab, LabError
+from lab._lab import Lab
 from lab._net import BASTION
 
 

@@ -27,7 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lab import _net, _sys, _sysctl
+from lab import _cgroups, _net, _runtimes, _sys, _sysctl
+from lab._error import LabError
 from lab._host import ENVIRONMENT, listens
 from lab._keeper import SWITCH_FD
 
@@ -48,10 +49,6 @@ _TOOLS = {
     "ssh-keygen": "openssh-client",
     "/usr/sbin/sshd": "openssh-server",
 }
-
-
-class LabError(Exception):
-    """What went wrong, where, and what to do: one message for a person."""
 
 
 class HostProcess(subprocess.Popen[str]):
@@ -335,6 +332,7 @@ class Lab:
                 raise LabError(f"lab {self.name}: its keeper (pid {pid}) does not end")
         if still := _sys.kill(strangers, signal.SIGTERM, timeout=2.0):
             _sys.kill([(pid, start) for pid, start in strangers if pid in still])
+        _cgroups.remove(self.root)
         _sysctl.release(str(self.root))
         # the mark last: whoever is killed here leaves what the next one may remove
         for entry in sorted(os.scandir(self.root), key=lambda entry: entry.name == _MARK):
@@ -738,6 +736,8 @@ class Lab:
         quoted = shlex.quote(name)
         script = (
             f"ip netns add {quoted} || exit 1\n"
+            # ip-netns(8): `ip netns exec` puts it in the place of the host's
+            f"mkdir -p /etc/netns/{quoted} && : >/etc/netns/{quoted}/resolv.conf\n"
             f"ip -batch - <<'END' && ip -n {quoted} -batch - <<'END2' && exit 0\n"
             + "\n".join(outside)
             + "\nEND\n"
@@ -753,6 +753,7 @@ class Lab:
             f"test -e /run/netns/{quoted} || exit 0\n"
             f"ip netns pids {quoted} | xargs -r kill -KILL\n"
             f"ip link del {container_port(name)} 2>/dev/null\n"
+            f"rm -r /etc/netns/{quoted}\n"
             f"ip netns del {quoted}"
         )
         self.run(host, script)
@@ -767,9 +768,38 @@ class Lab:
         input: str | None = None,  # noqa: A002  (subprocess calls it so)
         timeout: float = 60.0,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in a stand-in (its network and /sys; the host's files). LabError as in `run`."""
+        """Run a command in a stand-in (its network, /sys, resolv.conf; else the host's files). As `run`."""
         argv = ["ip", "netns", "exec", name, *_argv(command)]
         return self.run(host, argv, check=check, input=input, timeout=timeout)
+
+    # ------------------------------------------------------------------ container runtimes
+
+    def start_docker(self, host: str) -> None:
+        """Start the host's own dockerd, if it does not run, and give it the image `busybox`; then use `docker`.
+
+        `lab.run(host, "docker run --detach --name web busybox")`: the image's own command waits, until it is
+        told to end. It holds a static busybox and nothing else. As on any host, Docker sets the policy of
+        FORWARD to DROP. After a reboot call it again: containers, networks and image are still there. The log
+        is /var/log/dockerd.log. LabError with its end when dockerd does not answer within 30 s.
+        """
+        _runtimes.start_docker(self, host)
+
+    def lxc(self, host: str, name: str, network: Sequence[str], *, start: str = "") -> None:
+        """Make and start an LXC container with a busybox in it; then use `lxc-attach`, `lxc-stop`, `lxc-start`.
+
+        `network` are lines of its config (`lxc.net.0.*`), as `overlay snippet --for lxc` prints them. `start` is
+        a shell command for each start of the container, say `udhcpc -i eth0 -O mtu &`. After the host's
+        reboot it is there, stopped. LabError with LXC's words.
+        """
+        _runtimes.start_lxc(self, host, name, network, start)
+
+    def dhcp(self, host: str, container: str, client: str = "udhcpc", *, ipv6: bool = False, wait: float = 10) -> None:
+        """Have a real DHCP client configure a stand-in's eth0, and keep its lease; LabError if none in `wait` seconds.
+
+        `client` is `udhcpc` or `dhclient`, each with Debian's own script: address, MTU, routes, and resolv.conf,
+        which is the stand-in's own: `exec_container` sees it. The stand-in's name is sent as its host name.
+        """
+        _runtimes.dhcp(self, host, container, client, ipv6, wait)
 
     # ------------------------------------------------------------------ status
 

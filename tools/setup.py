@@ -45,8 +45,15 @@ OLDEST_GO = (1, 21)  # from here on Go fetches the version that a go.mod asks fo
 
 # Command that must be there -> Debian package that brings it. For the tests, the lab and the demo.
 SYSTEM_COMMANDS = {
+    "curl": "curl",
+    "dhclient": "isc-dhcp-client",
+    "dnsmasq": "dnsmasq-base",
+    "dockerd": "docker.io",
     "ip": "iproute2",
     "iperf3": "iperf3",
+    "iptables": "iptables",
+    "keepalived": "keepalived",
+    "lxc-start": "lxc",
     "nft": "nftables",
     "nsenter": "util-linux",
     "ping": "iputils-ping",
@@ -55,7 +62,10 @@ SYSTEM_COMMANDS = {
     "sshd": "openssh-server",
     "sudo": "sudo",
     "tcpdump": "tcpdump",
+    "udhcpc": "udhcpc",
 }
+UNITS = Path("/etc/systemd/system")
+BUSYBOX = Path("/usr/share/doc/busybox-static")  # `busybox` may also be the one that needs the machine's libraries
 SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])  # not on every user's PATH
 
 
@@ -122,6 +132,8 @@ def system_packages() -> None:
     missing = sorted({p for c, p in SYSTEM_COMMANDS.items() if shutil.which(c, path=SYSTEM_PATH) is None})
     if importlib.util.find_spec("ensurepip") is None:  # Debian ships Python without it
         missing.append("python3-venv")
+    if not BUSYBOX.exists():
+        missing.append("busybox-static")
     if not missing:
         return
     command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
@@ -130,15 +142,12 @@ def system_packages() -> None:
         print("    sudo " + " ".join(command), flush=True)
         return
     say(f"Debian packages: {' '.join(missing)}")
-    with services_not_started():
+    with services_not_started(), services_not_enabled():
         try:
             run("apt-get install", command, DEBIAN_FRONTEND="noninteractive")
         except SetupError:  # package lists are old, or a fresh container has none
             run("apt-get update", ["apt-get", "update"])
             run("apt-get install", command, DEBIAN_FRONTEND="noninteractive")
-    if "openssh-server" in missing and shutil.which("systemctl"):
-        # We need the program, not a login service that was not there before and would come with the next boot.
-        run("systemctl disable", ["systemctl", "disable", "ssh.service"])
 
 
 @contextlib.contextmanager
@@ -154,6 +163,23 @@ def services_not_started() -> Iterator[None]:
         yield
     finally:
         policy.unlink()
+
+
+@contextlib.contextmanager
+def services_not_enabled() -> Iterator[None]:
+    """Disable what apt has enabled meanwhile: we need the programs, not an sshd, a dockerd and a keepalived that were
+    not there before and would come with the machine's next boot."""
+    before = enabled_units()
+    try:
+        yield
+    finally:
+        if (new := sorted(enabled_units() - before)) and shutil.which("systemctl"):
+            run("systemctl disable", ["systemctl", "disable", *new])
+
+
+def enabled_units() -> set[str]:
+    """The units that something on this machine wants at boot: systemctl(1), enable."""
+    return {link.name for folder in ("wants", "requires") for link in UNITS.glob(f"*.{folder}/*")}
 
 
 # Python packages

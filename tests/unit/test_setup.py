@@ -207,25 +207,45 @@ def test_system_packages_that_may_not_be_installed_are_named_in_one_line(setup, 
     setup.system_packages()
     line = capsys.readouterr().out.splitlines()[-1].strip()
     assert line.startswith("sudo apt-get install --yes --no-install-recommends ")
-    assert {"iproute2", "openssh-server", "nftables"} <= set(line.split())
+    assert {"iproute2", "openssh-server", "docker.io", "lxc"} <= set(line.split())
+
+
+def test_busybox_must_be_the_one_without_libraries(setup, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(setup, "SYSTEM_COMMANDS", {})
+    monkeypatch.setattr(setup, "BUSYBOX", tmp_path / "busybox-static")
+    monkeypatch.setattr(setup.os, "geteuid", lambda: 1000)
+    setup.system_packages()
+    assert "missing: busybox-static;" in capsys.readouterr().out
+    setup.BUSYBOX.mkdir()
+    setup.system_packages()
+    assert capsys.readouterr().out == ""
 
 
 def test_system_packages_are_installed_with_lists_renewed_only_when_needed(setup, tmp_path, monkeypatch):
     ran = []
+    units = tmp_path / "units"
 
     def run(what, command, **environment):
-        ran.append(what)
-        if ran == ["apt-get install"]:
+        ran.append([what, *command[2:]] if what == "systemctl disable" else [what])
+        if ran == [["apt-get install"]]:
             raise setup.SetupError("Unable to locate package")
+        if what == "apt-get install":  # as Debian's packages do, policy-rc.d or not
+            for wanted in ("multi-user.target.wants/docker.service", "sockets.target.wants/docker.socket"):
+                (units / wanted).parent.mkdir(exist_ok=True)
+                (units / wanted).touch()
         return ""
 
+    (units / "multi-user.target.wants").mkdir(parents=True)
+    (units / "multi-user.target.wants" / "theirs.service").touch()
+    monkeypatch.setattr(setup, "UNITS", units)
     monkeypatch.setattr(setup, "SYSTEM_PATH", str(tmp_path))
     monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
     monkeypatch.setattr(setup, "run", run)
     monkeypatch.setattr(setup, "services_not_started", nullcontext)
     monkeypatch.setattr(setup.shutil, "which", lambda name, path=None: name if path is None else None)
     setup.system_packages()
-    assert ran == ["apt-get install", "apt-get update", "apt-get install", "systemctl disable"]
+    disabled = ["systemctl disable", "docker.service", "docker.socket"]
+    assert ran == [["apt-get install"], ["apt-get update"], ["apt-get install"], disabled]
 
 
 def test_an_answer_that_does_not_come(setup):

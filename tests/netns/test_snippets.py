@@ -1,0 +1,99 @@
+"""What `overlay snippet` prints is pasted into the real tools, and the container is what the plan says.
+
+Not here: Incus (no Debian 12 package), Compose (what it prints needs version 2.24; Debian has 1.29) and libvirt.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from lab import Lab
+from overlay_agent.document import Owner
+from overlay_components import config, snippets
+from overlay_components.plan import make_plan
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the lab makes network namespaces"),
+]
+
+STACK = {
+    "hosts": {"a": {"address": "192.0.2.11"}, "b": {"address": "192.0.2.12"}},
+    "segments": {
+        "app": {
+            "subnets": ["10.10.0.0/24"],
+            "gateway": "10.10.0.1",
+            "tunnels": {"mesh": {"kind": "vxlan", "vni": 42}},
+            "containers": {"web": {"host": "a", "address": "10.10.0.11"}},
+        }
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return make_plan(config.load_config(STACK), Owner("overlay", "snippets", "0"))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """Two hosts with the segment's bridge, as the agent makes it."""
+    with Lab("snippets", hosts=2, directory=tmp_path_factory.mktemp("labs")) as running:
+        for host in running.hosts:
+            running.run(host, "ip link add br-app type bridge && ip link set br-app mtu 1450 up")
+            running.run(host, "ip addr add 10.10.0.1/24 dev br-app")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def docker(lab):
+    lab.start_docker("h1")
+    return lab
+
+
+def lines(plan, form):
+    """The snippet of `web` without comments."""
+    return [line for line in snippets.chosen(plan.containers, plan.segments, "web", form) if line[0] != "#"]
+
+
+def facts(lab, host, prefix):
+    """What a container has for eth0; `prefix` are the words that lead into it."""
+
+    def out(words):
+        return lab.run(host, f"{prefix} {words}").stdout.split()
+
+    address, route = out("ip -o -4 addr show eth0"), out("ip route show default")
+    return {
+        "mac": out("cat /sys/class/net/eth0/address")[0],
+        "mtu": int(out("cat /sys/class/net/eth0/mtu")[0]),
+        "address": address[address.index("inet") + 1],
+        "gateway": route[route.index("via") + 1],
+    }
+
+
+def expected(row):
+    return {key: row[key] for key in ("mac", "mtu", "address", "gateway")}
+
+
+def test_docker(docker, plan):
+    row = plan.containers["app"]["web"]
+    create, run = lines(plan, "docker")
+    before = docker.run("h1", "ip -o -4 addr show br-app").stdout
+    docker.run("h1", create)
+    docker.run("h1", run.replace("IMAGE", "busybox"))
+    assert facts(docker, "h1", "docker exec web") == expected(row)
+    assert docker.ping("h1", "10.10.0.11")
+    docker.run("h1", "docker rm --force web && docker network rm br-app")
+    # Docker did not make the bridge, and leaves it
+    assert "10.10.0.1/24" in before
+    assert docker.run("h1", "ip -o -4 addr show br-app").stdout == before
+    assert docker.links("h1")["br-app"]["mtu"] == 1450
+
+
+def test_lxc(lab, plan):
+    lab.lxc("h2", "web", lines(plan, "lxc"))
+    assert facts(lab, "h2", "lxc-attach --name web --") == expected(plan.containers["app"]["web"])
+    assert lab.ping("h2", "10.10.0.11")
+    lab.run("h2", "lxc-stop --name web")
