@@ -27,6 +27,15 @@ ROOT = Path(__file__).resolve().parents[2]
 AGENT = "/usr/local/sbin/overlay-agent"
 #: Everything that the agent may leave on a host.
 TRACES = f"{AGENT} /usr/local/lib/overlay-agent /var/lib/overlay /run/overlay* ~/.overlay-agent* ~ops/.overlay-agent*"
+#: What else a stack may touch on a host: all of it stands as before when the stack is gone.
+_HOST_STATE = r"""
+nft list ruleset
+ip -o address show eth0 | sed 's/valid_lft.*//'
+ip route show table all; ip -6 route show table all
+sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding
+ps -e -o comm= | grep -xE 'dnsmasq|keepalived' | sort
+ls -A /etc/systemd/system /run/overlay 2>/dev/null
+"""
 _LIMIT = 120.0
 
 
@@ -87,6 +96,7 @@ class Project:
         """Makes the stack."""
         (self.directory / "state").mkdir()
         self.run("stack", "init", self.stack, "--no-select", stack=False).ok()
+        self.remember()
 
     # -- pulumi ------------------------------------------------------------------------------
 
@@ -151,13 +161,18 @@ class Project:
         """SSH connections that the host has let in so far."""
         return self.lab.log(host).count("Accepted publickey")
 
+    def remember(self) -> None:
+        """Takes down how the hosts are without the stack: see `clean`."""
+        self._before = {host: self.lab.run(host, _HOST_STATE, check=False).stdout for host in self.lab.hosts}
+
     def clean(self, *hosts: str) -> None:
-        """No device, file or agent of ours is left on the hosts."""
+        """No device, process, rule, address, route, file or agent of ours is left on the hosts."""
         for host in hosts or self.lab.hosts:
             assert self.lab.links(host).keys() == {"lo", "eth0"}
             # Files alone: an empty folder may be the machine's own, which shows through in its lab hosts.
             left = self.lab.run(host, f"find {TRACES} ! -type d 2>/dev/null", check=False).stdout
             assert not left, f"{host}: left behind: {left}"
+            assert self.lab.run(host, _HOST_STATE, check=False).stdout == self._before[host]
 
     def healthy(self, *hosts: str) -> None:
         """The agents find nothing to repair."""

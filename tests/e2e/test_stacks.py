@@ -73,3 +73,15 @@ def test_doc_002_over_ipv4(stack):
 @pytest.mark.stack("doc-002-v6")
 def test_doc_002_over_ipv6(stack):
     whole_life(stack)
+
+
+@pytest.mark.lab(hosts=2)
+@pytest.mark.stack("doc-004-nat")
+def test_doc_004_nat(stack):
+    whole_life(stack)
+
+
+@pytest.mark.lab(hosts=2)
+@pytest.mark.stack("doc-004-router")
+def test_doc_004_router(stack):
+    whole_life(stack)
