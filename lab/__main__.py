@@ -67,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     inside.add_argument("host")
     inside.add_argument("container")
     inside.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD …")
+
+    lxc = verbs.add_parser("lxc", parents=[common], help="make and start an LXC container; lxc.net.0.* on stdin")
+    lxc.add_argument("host")
+    lxc.add_argument("container")
+    lxc.add_argument("--start", default="", metavar="CMD", help="shell command for each of its starts")
     return parser
 
 
@@ -166,6 +171,12 @@ def _container(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _lxc(arguments: argparse.Namespace) -> int:
+    network = sys.stdin.read().splitlines()
+    Lab.open(arguments.name).lxc(arguments.host, arguments.container, network, start=arguments.start)
+    return 0
+
+
 def _power(arguments: argparse.Namespace) -> int:
     lab = Lab.open(arguments.name)
     getattr(lab, arguments.verb)(arguments.host)
@@ -195,6 +206,7 @@ _VERBS = {
     "shell": _enter,
     "ssh": _ssh,
     "container": _container,
+    "lxc": _lxc,
     "reboot": _power,
     "reinstall": _power,
     "kill": _power,

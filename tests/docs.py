@@ -72,8 +72,8 @@ def transcript(demo: str) -> list[str]:
         kept: list[str] = []
         other = False
         for line in whole[0].splitlines():
-            if re.search(r"lab-(h\d|id|ops)", line) or not line.startswith("      "):
-                other = bool(re.search(r"lab-(h[2-9]|id|ops)", line))
+            if re.search(r"demo-(h\d|id|ops)", line) or not line.startswith("      "):
+                other = bool(re.search(r"demo-(h[2-9]|id|ops)", line))
             if not other and not re.match(r"  \(\d+ of", line):
                 kept.append(line.rstrip())
         out.append("\n".join(kept) + "\n")

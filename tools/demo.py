@@ -28,7 +28,7 @@ NAME = os.environ.get("OVERLAY_DEMO", "demo")
 HOSTS = 3
 PROJECT = ROOT / ".lab" / f"{NAME}-project"
 KEPT = ROOT / ".lab" / f"{NAME}-project.old"
-STACK = "lab"
+STACK = "demo"
 STACK_FILE = f"stacks/Pulumi.{STACK}.yaml"
 #: As the stack file has it, and as the demo would have it: free on all hosts.
 OLD_VNI, NEW_VNI = "vni: 42", "vni: 142"
@@ -61,14 +61,24 @@ def up() -> None:
     run(f"{LAB.format('ssh')} h1 ip -d link show vx-app", keep=lambda line: bool(re.search(r"^\d+:|vxlan id", line)))
     run(f"{LAB.format('ssh')} h1 bridge fdb show dev vx-app", keep=lambda line: "00:00:00:00:00:00" in line)
 
-    say("Containers, with the addresses, MACs and MTU of the plan (here: network namespaces).")
+    say("Containers: LXC's, made with what `overlay snippet` prints. DHCP on h1 tells them their name server.")
     plan = json.loads(output(f"pulumi stack output containers --json --stack {STACK}"))
-    for segment in plan.values():
-        for row in segment.values():
+    rows = [row for segment in plan.values() for row in segment.values()]
+    real = [row for row in rows if row["runtime"] == "lxc"]
+    for row in real:
+        start_lxc(row)
+
+    say("They talk by name, across hosts.")
+    for a, b in neighbours(real):
+        ping_by_name(a, b)
+
+    say("The others are stand-ins (network namespaces) with the addresses, MACs and MTU of the plan.")
+    for row in rows:
+        if row not in real:
             words = f"{row['host']} {row['name']} --bridge {row['bridge']} --mac {row['mac']}"
             run(f"python -m lab container add --name {NAME} {words} --address {row['address']} --mtu {row['mtu']}")
 
-    say("They reach each other across hosts, with full packets too (the MTU is what the tunnel carries).")
+    say("They reach everybody in their segment, with full packets too (the MTU is what the tunnel carries).")
     for segment in plan.values():
         pings(list(segment.values()))
 
@@ -139,7 +149,7 @@ def without_salt(text: str) -> str:
 
 
 def stack_text() -> str:
-    """The stack `lab`, naming the key that lets us into the lab's hosts (below HOME, which is the lab's)."""
+    """The stack `demo`, naming the key that lets us into the lab's hosts (below HOME, which is the lab's)."""
     text = without_salt((ROOT / STACK_FILE).read_text()) + "\n"
     if text.count("    user: root\n") != 1 or text.count(OLD_VNI) != 1:
         raise DemoError(f"{STACK_FILE}: has no `user: root` or no `{OLD_VNI}`, which the demo wants; mend one of them")
@@ -163,9 +173,33 @@ def change(old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
+def neighbours(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Each row with the next, the last with the first."""
+    return zip(rows, [*rows[1:], rows[0]], strict=True)
+
+
+def start_lxc(row: Mapping[str, Any]) -> None:
+    """A real container of the plan, with its network as the snippet says it and a DHCP client in it."""
+    snippet = f"overlay snippet {row['name']} --stack {STACK}"
+    make = f"python -m lab lxc --name {NAME} {row['host']} {row['name']} --start 'udhcpc -i eth0 -O mtu &'"
+    run(f"{snippet} | {make}", argv=["bash", "-euo", "pipefail", "-c", f"{snippet} | {make}"])
+
+
+def ping_by_name(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    """One LXC container pings another by its name. Raises DemoError when that does not answer."""
+    inside = f"{LAB.format('ssh')} {a['host']} lxc-attach --name {a['name']} --"
+    wait = "i=0; until grep -q nameserver /etc/resolv.conf || test $i -ge 100; do i=$((i+1)); sleep 0.1; done"
+    run(f"{inside} {shlex.quote(wait)}", argv=[*shlex.split(inside), f"sh -c {shlex.quote(wait)}"], quiet=True)
+    run(
+        f"{inside} ping -c 2 {b['name']}.{b['segment']}.example",
+        keep=lambda line: line.startswith("PING") or "packets transmitted" in line,
+        wrong=f"{a['name']} on {a['host']} does not reach {b['name']} on {b['host']} by its name",
+    )
+
+
 def pings(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Each container of a segment pings the next one. Raises DemoError when one does not answer."""
-    for a, b in zip(rows, [*rows[1:], rows[0]], strict=True):
+    """The stand-ins of a segment ping everybody in it. Raises DemoError when one does not answer."""
+    for a, b in ((a, b) for a in rows for b in rows if a["runtime"] == "none" and b is not a):
         address, size = b["address"].partition("/")[0], b["mtu"] - 28  # IPv4 and ICMP headers
         target = f"ping -c 2 -i 0.2 -W 2 -M do -s {size} {address}"
         run(

@@ -81,7 +81,10 @@ def test_demo_from_nothing_to_ping_and_again(demo):
     assert watched() == before
     ignored = subprocess.run(["git", "check-ignore", "-q", str(PROJECT)], cwd=ROOT, check=False).returncode
     assert ignored == 0, "git status stays clean"
-    assert text.count("2 packets transmitted, 2 received, 0% packet loss") == 5
+    assert text.count("2 packets transmitted, 2 received, 0% packet loss") == 4
+    assert "PING db.app.example (10.10.0.12)" in text
+    assert "PING web.app.example (10.10.0.11)" in text
+    assert text.count("2 packets transmitted, 2 packets received, 0% packet loss") == 2, "LXC containers, by name"
     assert len(re.findall(r"(?m)^ +~ vni +: 42 => 142$", text)) == 4, "the tunnel's, and one for each host"
     assert "\033[" not in text, "no colours without a terminal"
 
@@ -108,18 +111,18 @@ def test_demo_from_nothing_to_ping_and_again(demo):
         check=False,
     )
     assert shell.returncode == 0, shell.stdout + shell.stderr
-    assert "# overlay/lab on h2, by hand" in shell.stdout
+    assert "# overlay/demo on h2, by hand" in shell.stdout
     assert re.search(r"\d+ unchanged", shell.stdout)
 
     # An edited stack file is kept, and the second run begins afresh.
-    file = PROJECT / "stacks/Pulumi.lab.yaml"
+    file = PROJECT / "stacks/Pulumi.demo.yaml"
     file.write_text(file.read_text() + "# mine\n")
     began = time.monotonic()
     code, text = make("demo")
     assert code == 0, text
     assert time.monotonic() - began < 120, "far above what it takes, for machines under load"
     assert "An earlier demo is there; it goes first." in text
-    assert (ROOT / f".lab/{NAME}-project.old/Pulumi.lab.yaml").read_text().endswith("# mine\n")
+    assert (ROOT / f".lab/{NAME}-project.old/Pulumi.demo.yaml").read_text().endswith("# mine\n")
 
 
 def test_a_ping_without_answer_fails_the_demo(demo, capfd, monkeypatch):
@@ -143,7 +146,7 @@ def test_a_failing_step_says_which(demo, capfd, monkeypatch):
     assert demo.main(["up"]) == 1
     said = capfd.readouterr()
     assert "hosts: missing; declare at least one" in said.out + said.err
-    assert "demo: `overlay plan --stack lab` failed with exit code 1" in said.err
+    assert "demo: `overlay plan --stack demo` failed with exit code 1" in said.err
 
 
 def test_one_at_a_time(demo, capfd):
