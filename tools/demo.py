@@ -101,7 +101,7 @@ NEXT = f"""\
     overlay explain h2                    the commands that do by hand what the stack does on h2
   . tools/env.sh                        or, from your own shell:
     python -m lab ssh --name {NAME} h1 bridge fdb show
-    python -m lab container exec --name {NAME} h2 web -- ping 10.10.0.12
+    python -m lab container exec --name {NAME} h1 cache -- ping 10.10.0.12
   make demo-down                        removes all of it
 """
 
