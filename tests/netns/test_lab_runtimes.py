@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab, LabError, _cgroups, web_server
+from lab import __main__ as cli
 
 pytestmark = [
     pytest.mark.root,
@@ -171,6 +172,16 @@ def test_dhclient_leases_ipv6(dhcp):
     assert "2001:db8:9::1" in dhcp.exec_container("h3", "six", "ip -6 addr show eth0").stdout
     with pytest.raises(LabError, match="DHCP client 'udhcpc': one of udhcpc, dhclient"):
         dhcp.dhcp("h3", "six", ipv6=True)
+
+
+def test_the_command_line(lab, dhcp, monkeypatch, capsys):
+    monkeypatch.setattr(cli.Lab, "open", lambda name: {"runtimes": lab}[name])
+    dhcp.container("h3", "typed", "lan")
+    assert cli.main(["container", "dhcp", "--name", "runtimes", "h3", "typed", "--client", "dhclient"]) == 0
+    assert "10.9.0.1" in dhcp.exec_container("h3", "typed", "ip route show default").stdout
+    assert cli.main(["start", "--name", "runtimes", "lxd", "h3"]) == 0
+    assert capsys.readouterr().out == "lab runtimes: h3: lxd runs\n"
+    assert "busybox" in dhcp.run("h3", "lxc image list --format csv").stdout
 
 
 def test_no_lease_is_an_error(dhcp):
