@@ -50,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
         power = verbs.add_parser(verb, parents=[common], help=text)
         power.add_argument("host")
 
+    start = verbs.add_parser("start", parents=[common], help="start a host's own Docker or LXD; then `docker`, `lxc`")
+    start.add_argument("runtime", choices=("docker", "lxd"))
+    start.add_argument("host")
+
     container = verbs.add_parser("container", help="network namespaces that stand in for containers")
     actions = container.add_subparsers(dest="action", required=True, metavar="ACTION")
     add = actions.add_parser("add", parents=[common], help="make one and plug it into a bridge of its host")
@@ -60,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--address", action="append", default=[], help="with prefix length; may be repeated")
     add.add_argument("--gateway", action="append", default=[], help="may be repeated (IPv4, IPv6)")
     add.add_argument("--mtu", type=int)
+    dhcp = actions.add_parser("dhcp", parents=[common], help="configure one by a real DHCP client")
+    dhcp.add_argument("host")
+    dhcp.add_argument("container")
+    dhcp.add_argument("--client", choices=("udhcpc", "dhclient"), default="udhcpc")
+    dhcp.add_argument("--ipv6", action="store_true", help="by DHCPv6 (dhclient)")
     rm = actions.add_parser("rm", parents=[common], help="remove one")
     rm.add_argument("host")
     rm.add_argument("container")
@@ -163,6 +172,8 @@ def _container(arguments: argparse.Namespace) -> int:
     host, name = arguments.host, arguments.container
     if arguments.action == "add":
         lab.container(host, name, arguments.bridge, arguments.mac, arguments.address, arguments.gateway, arguments.mtu)
+    elif arguments.action == "dhcp":
+        lab.dhcp(host, name, arguments.client, ipv6=arguments.ipv6)
     elif arguments.action == "rm":
         lab.remove_container(host, name)
     else:
@@ -174,6 +185,13 @@ def _container(arguments: argparse.Namespace) -> int:
 def _lxc(arguments: argparse.Namespace) -> int:
     network = sys.stdin.read().splitlines()
     Lab.open(arguments.name).lxc(arguments.host, arguments.container, network, start=arguments.start)
+    return 0
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    lab = Lab.open(arguments.name)
+    {"docker": lab.start_docker, "lxd": lab.start_lxd}[arguments.runtime](arguments.host)
+    print(f"lab {lab.name}: {arguments.host}: {arguments.runtime} runs")
     return 0
 
 
@@ -207,6 +225,7 @@ _VERBS = {
     "ssh": _ssh,
     "container": _container,
     "lxc": _lxc,
+    "start": _start,
     "reboot": _power,
     "reinstall": _power,
     "kill": _power,

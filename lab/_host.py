@@ -36,16 +36,20 @@ KEY_TYPES = ("ed25519", "ecdsa")
 
 # Folders that start empty, because what the machine has there is not part of a fresh Debian.
 _FRESH: Mapping[str, int] = {
-    "etc/ssh": 0o755,
+    "etc/docker": 0o755,
     "etc/overlay": 0o755,
+    "etc/ssh": 0o755,
     "home": 0o755,
     "opt": 0o755,
     "root": 0o700,
     "srv": 0o755,
     "usr/local": 0o755,
+    "var/lib/lxc": 0o755,
+    "var/lib/lxd": 0o711,
     "var/lib/overlay": 0o700,
 }
-_ONLY_IF_THERE = ("etc/overlay", "var/lib/overlay")  # hidden when the machine has them, else not made
+# hidden when the machine has them, else not made
+_ONLY_IF_THERE = ("etc/docker", "etc/overlay", "var/lib/lxc", "var/lib/lxd", "var/lib/overlay")
 _SYSTEM = ("usr", "etc", "var", "lib", "lib64", "bin", "sbin")
 _SYSTEM_DEPTH = 2  # /var/lib, but not what Docker mounts below it
 _USR_LOCAL = ("bin", "etc", "games", "include", "lib", "sbin", "share", "src")

@@ -784,6 +784,14 @@ class Lab:
         """
         _runtimes.start_docker(self, host)
 
+    def start_lxd(self, host: str) -> None:
+        """Start the host's own LXD, if it does not run, with a profile without a network and an image `busybox`.
+
+        Then use `lxc`: `lxc init busybox web`, `lxc config device add web eth0 nic …`, `lxc start web`,
+        `lxc exec web -- udhcpc -n -i eth0 -O mtu`. The log is /var/log/lxd.log. LabError as in `start_docker`.
+        """
+        _runtimes.start_lxd(self, host)
+
     def lxc(self, host: str, name: str, network: Sequence[str], *, start: str = "") -> None:
         """Make and start an LXC container with a busybox in it; then use `lxc-attach`, `lxc-stop`, `lxc-start`.
 

@@ -54,6 +54,7 @@ SYSTEM_COMMANDS = {
     "iptables": "iptables",
     "keepalived": "keepalived",
     "lxc-start": "lxc",
+    "lxd": "lxd",
     "nft": "nftables",
     "nsenter": "util-linux",
     "ping": "iputils-ping",

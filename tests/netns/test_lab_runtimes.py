@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab, LabError, _cgroups, web_server
+from lab import __main__ as cli
 
 pytestmark = [
     pytest.mark.root,
@@ -25,9 +26,9 @@ def lab(tmp_path_factory):
         yield running
 
 
-def groups(lab: Lab) -> list[str]:
-    """The lab's control groups, in any hierarchy."""
-    return [path for path, _, _ in os.walk(_cgroups.TREE) if lab.id in path]
+def groups(word: str) -> set[str]:
+    """The machine's control groups with the word in their path, in any hierarchy."""
+    return {path for path, _, _ in os.walk(_cgroups.TREE) if word in path}
 
 
 # ---------------------------------------------------------------------- Docker
@@ -51,7 +52,7 @@ def test_a_docker_container_has_its_address_and_mac(docker):
     assert MAC in inside
     assert docker.ping("h1", "172.18.0.11")
     assert docker.run("h2", "docker ps --all --quiet").stdout == "", "each host has its own dockerd"
-    assert groups(docker)
+    assert groups(docker.id)
     docker.run("h1", "docker stop --time 5 web")
     assert docker.run("h1", "docker inspect --format '{{.State.ExitCode}}' web").stdout.strip() == "0", "not killed"
     docker.run("h1", "docker rm web")
@@ -173,6 +174,16 @@ def test_dhclient_leases_ipv6(dhcp):
         dhcp.dhcp("h3", "six", ipv6=True)
 
 
+def test_the_command_line(lab, dhcp, monkeypatch, capsys):
+    monkeypatch.setattr(cli.Lab, "open", lambda name: {"runtimes": lab}[name])
+    dhcp.container("h3", "typed", "lan")
+    assert cli.main(["container", "dhcp", "--name", "runtimes", "h3", "typed", "--client", "dhclient"]) == 0
+    assert "10.9.0.1" in dhcp.exec_container("h3", "typed", "ip route show default").stdout
+    assert cli.main(["start", "--name", "runtimes", "lxd", "h3"]) == 0
+    assert capsys.readouterr().out == "lab runtimes: h3: lxd runs\n"
+    assert "busybox" in dhcp.run("h3", "lxc image list --format csv").stdout
+
+
 def test_no_lease_is_an_error(dhcp):
     dhcp.run("h3", "ip link add silent type bridge && ip link set silent up")
     dhcp.container("h3", "alone", "silent")
@@ -190,12 +201,33 @@ def test_a_page_of_one_stand_in_from_another_and_from_its_host(dhcp):
         assert run("h3", "curl -sSf http://10.9.0.71:8080/").stdout == "page of one\n"
 
 
+def test_an_lxd_container_leases_its_address(dhcp):
+    dhcp.start_lxd("h3")
+    dhcp.start_lxd("h3")  # nothing happens
+    dhcp.run("h3", "lxc init busybox leased")
+    dhcp.run("h3", f"lxc config device add leased eth0 nic nictype=bridged parent=lan hwaddr={MAC}")
+    dhcp.run("h3", "lxc start leased && lxc exec leased -- udhcpc -n -i eth0 -O mtu")
+    assert config_of(dhcp, "lxc exec leased --") == ("10.9.0.50/24", 1450, "10.9.0.1")
+    first, *_ = dhcp.run("h3", "lxc exec leased -- cat /proc/self/uid_map").stdout.split()[1:]
+    assert int(first) > 0, "without privileges, as LXD has it by default"
+    dhcp.reboot("h3")
+    dhcp.run("h3", "ip link add lan type bridge && ip link set lan up")
+    dhcp.start_lxd("h3")
+    dhcp.run("h3", "lxc exec leased -- true || lxc start leased")  # LXD starts again what ran
+    assert MAC in dhcp.run("h3", "lxc exec leased -- ip link show eth0").stdout
+
+
 def test_the_lab_takes_all_of_it_along(tmp_path):
     with Lab("runtimes-trace", hosts=1, directory=tmp_path) as lab:
+        lab_id = lab.id
         lab.start_docker("h1")
         lab.run("h1", "docker run --detach busybox")
         lab.lxc("h1", "one", ["lxc.net.0.type = empty"])
-        assert groups(lab)
+        lab.start_lxd("h1")
+        lab.run("h1", "lxc launch busybox two")
+        for ours in ("docker", "lxc.payload.one", "lxc.payload.two"):
+            assert groups(lab.id) & groups(ours), ours
+        assert groups("payload.one") | groups("payload.two") <= groups(lab.id), "nowhere else"
         mounts = Path("/proc/self/mountinfo").read_text()
         assert str(tmp_path) not in mounts
-    assert groups(lab) == []
+    assert groups(lab_id) == set()

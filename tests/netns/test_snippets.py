@@ -97,3 +97,21 @@ def test_lxc(lab, plan):
     assert facts(lab, "h2", "lxc-attach --name web --") == expected(plan.containers["app"]["web"])
     assert lab.ping("h2", "10.10.0.11")
     lab.run("h2", "lxc-stop --name web")
+
+
+def test_lxd(lab, plan):
+    row = plan.containers["app"]["web"]
+    lab.start_lxd("h2")
+    [add, *as_yaml] = lines(plan, "lxd")
+    lab.run("h2", "lxc init busybox web && lxc init busybox edited")
+    lab.run("h2", add)
+    # the YAML goes into what `lxc config edit` shows, where `devices: {}` stands
+    shown = lab.run("h2", "lxc config show edited").stdout
+    edited = shown.replace("devices: {}", "\n".join(as_yaml)).replace(row["mac"], "02:00:00:00:00:99")
+    lab.run("h2", "lxc config edit edited", input=edited)
+    for name, number, mac in (("web", 11, row["mac"]), ("edited", 12, "02:00:00:00:00:99")):
+        address = f"10.10.0.{number}/24"
+        lab.run("h2", f"lxc start {name} && lxc exec {name} -- ip addr add {address} dev eth0")
+        lab.run("h2", f"lxc exec {name} -- ip route add default via 10.10.0.1")
+        assert facts(lab, "h2", f"lxc exec {name} --") == {**expected(row), "mac": mac, "address": address}
+        assert lab.ping("h2", f"10.10.0.{number}")
