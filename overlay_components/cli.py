@@ -86,7 +86,7 @@ def plan(
         bool, typer.Option("--inventory", help="The containers as an Ansible inventory, in JSON.")
     ] = False,
 ) -> None:
-    """Show the IP plan, the devices, and what must reach hosts."""
+    """Show the IP plan, the devices, the services, and what must reach hosts."""
     if json + hosts + inventory > 1:
         raise typer.BadParameter("give one of --json, --hosts and --inventory")
     import json as json_
@@ -114,6 +114,7 @@ def plan(
         _containers(made),
     )
     _show("Devices", ["host", "device", "kind", "bridge", "addresses", "MTU", "more"], _devices(made))
+    _show("Services", ["host", "service", "kind", "what"], _services(made))
     _show("To be let in by firewalls", ["host", "tunnel", "protocol", "port", "from"], _rules(made))
 
 
@@ -250,6 +251,8 @@ def _warn(sentences: Iterable[str]) -> None:
         typer.echo(f"warning: {sentence}", err=True)
 
 
+#: So many of a service's leases, ports or subnets are named in a table.
+_NAMED = 3
 _COMMON = ("kind", "mtu", "mac", "bridge", "addresses", "peers")
 
 
@@ -288,12 +291,39 @@ def _devices(made: Plan) -> Iterator[list[str]]:
             ]
 
 
+def _services(made: Plan) -> Iterator[list[str]]:
+    for host, document in made.documents.items():
+        for name, service in document.get("services", {}).items():
+            yield [host, name, service["kind"], ", ".join(_words(service))]
+
+
+def _words(service: Mapping[str, object]) -> Iterator[str]:
+    """A service's attributes; of what comes by name how many, where it is more than a few."""
+    for key, value in service.items():
+        if isinstance(value, Mapping):
+            few = " ".join(f"{name}{_arrow(inner)}" for name, inner in value.items())
+            yield f"{key} {few if len(value) <= _NAMED else len(value)}"
+        elif isinstance(value, list):
+            yield f"{key} {' '.join(map(str, value))}"
+        elif isinstance(value, bool):
+            yield key if value else f"{key} off"
+        elif key != "kind":
+            yield f"{key} {value}"
+
+
+def _arrow(value: object) -> str:
+    """Where something leads: `->10.10.0.11:80`."""
+    if isinstance(value, Mapping) and "address" in value:
+        return f"->{value['address']}" + (f":{value['ports']}" if "ports" in value else "")
+    return f"->{value}" if isinstance(value, str) else ""
+
+
 def _rules(made: Plan) -> Iterator[list[str]]:
     from overlay_components.errors import listed
 
     for host, rules in made.underlay_rules.items():
         for name, rule in rules.items():
-            yield [host, name, rule["protocol"], str(rule["port"]), listed(rule["peers"].values())]
+            yield [host, name, rule["protocol"], str(rule["port"]), listed(rule["peers"].values()) or "anywhere"]
 
 
 def _show(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

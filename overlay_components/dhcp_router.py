@@ -246,8 +246,8 @@ class DhcpRouter(Component):
         super().__init__("DhcpRouter", name, {"segment": bridge.name, **values}, opts)
         if "dhcp" in self.overlay.raw["segments"][bridge.name]:
             raise pulumi.RunError(
-                f"segments.{bridge.name}.dhcp: DhcpRouter {name!r} is the second one of this segment; "
-                "declare one, on two hosts: hosts=[a, b]"
+                f"segments.{bridge.name}.dhcp: DhcpRouter {name!r} is the segment's second; declare one, on two hosts: "
+                "hosts=[a, b]"
             )
         self.overlay.declare("segments", bridge.name, "dhcp", value=values)
         self.register_outputs({})

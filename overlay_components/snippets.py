@@ -35,6 +35,8 @@ class Nic:
     subnets: tuple[str, ...]
     #: What the container routes through by this interface; None where another one does, or it is the gateway itself.
     gateway: str | None
+    #: Whether the segment's DHCP router gives it its address.
+    dhcp: bool = False
 
     @property
     def name(self) -> str:
@@ -86,7 +88,8 @@ def nics(
         if name not in rows:
             continue
         row = rows[name]
-        nic = Nic(len(out), row, tuple(segments[segment]["subnets"]), row["gateway"])
+        served = "dhcp" in segments[segment] and row["address"] is not None
+        nic = Nic(len(out), row, tuple(segments[segment]["subnets"]), row["gateway"], served)
         if nic.gateway == nic.ip or nic.version in routed or not row["address"]:
             nic = dataclasses.replace(nic, gateway=None)
         if nic.gateway:
@@ -154,7 +157,10 @@ def _devices(command: str, wanted: Sequence[Nic]) -> list[str]:
             shlex.join([command, "config", "device", "add", row["name"], nic.name, "nic", *words]),
         ]
     # With a bridge that is not its own it has no DHCP to give ipv4.address by.
-    out.append("# The address and the gateway are set within it: DHCP, or overlay snippet --for netplan or ifupdown.")
+    if all(nic.dhcp for nic in wanted):
+        out.append("# DHCP gives it address, gateway, MTU and name servers.")
+    else:
+        out.append("# The address and the gateway are set within it: overlay snippet --for netplan or ifupdown.")
     out.append(f"# The same as YAML, for {command} config edit {shlex.quote(_name(wanted))}:")
     return [*out, *_yaml({"devices": devices})]
 

@@ -67,3 +67,19 @@ def test_the_stacks_own_lock_file_is_found(tmp_path, monkeypatch, folder):
     kept.write_text(lock.dump({"app": {"web": "10.10.0.9"}}))
     run(program)
     assert seen == ["10.10.0.9/24"]
+
+
+@pytest.mark.parametrize("dhcp", [None, {}, {"masquerade": True}], ids=["nothing below", "empty", "keys"])
+def test_the_stack_file_declares_a_router(monkeypatch, tmp_path, dhcp):
+    monkeypatch.chdir(tmp_path)
+
+    def program():
+        segments = {"app": {"subnets": ["10.10.0.0/24"], "dhcp": dhcp}, "db": {}}
+        values = {"overlay:hosts": json.dumps({"a": HOST}), "overlay:segments": json.dumps(segments)}
+        monkeypatch.setattr(pulumi.runtime.config, "get_config_env", lambda: values)
+        Overlay.from_stack()
+
+    world = run(program)
+    assert world.of_type("overlay:index:DhcpRouter") == ["dev-app-dhcp"]
+    assert world.resources["dev-app-dhcp"].inputs == {"segment": "app", **(dhcp or {})}
+    assert "dhcp-app" in world.document("dev-a")["services"]

@@ -78,6 +78,28 @@ def test_components_and_one_document_a_host():
     assert world.resources["prod-app"].inputs == {"hosts": ["a", "b"], "subnets": ["10.10.0.0/24"]}
 
 
+def test_a_router_stands_in_the_state_and_in_its_hosts_document():
+    seen = []
+
+    def program():
+        with Overlay("prod"):
+            a, b = ends("a", "b")
+            app = Bridge("app", hosts=[a, b], subnets=["10.10.0.0/24"])
+            VxlanTunnel("app-mesh", bridge=app, vni=42)
+            router = DhcpRouter("app-dhcp", bridge=app, host=a, masquerade=True, lease_max=253)
+        router.ready.apply(seen.append)
+        local.Command("after", create="true", opts=ResourceOptions(depends_on=[app]))
+
+    world = run(program)
+    made = world.resources["prod-app-dhcp"]
+    assert (made.type, made.parent) == ("overlay:index:DhcpRouter", "prod")
+    assert made.inputs == {"segment": "app", "host": "a", "masquerade": True, "leaseMax": 253}
+    assert set(world.document("prod-a")["services"]) == {"dhcp-app", "nat-app", "forwarding"}
+    assert world.document("prod-a")["devices"]["br-app"]["addresses"] == {"10.10.0.1/24": {}}
+    assert "services" not in world.document("prod-b")
+    assert seen == [True]
+
+
 def test_commands_are_short_constant_and_chained():
     world = run(declare_small)
     command = world.resources["prod-a-document"]
@@ -288,6 +310,41 @@ def test_nothing_is_applied_with_a_placeholder_in_it():
     assert set(commands(world)) <= {"prod-id"}, "which is no host's"
 
 
+def test_a_router_gives_out_addresses_that_are_not_known_yet():
+    """An address or a MAC address that another resource makes: a placeholder in a preview, then what it is."""
+
+    def program():
+        made = {key: local.Command(key, create="make").stdout for key in ("mac", "reserved", "address", "own", "dns")}
+        with Overlay("prod"):
+            a, b = ends("a", "b")
+            containers = {"web": {"host": b, "address": made["address"], "mac": made["mac"]}}
+            own = {a: made["own"]}
+            app = Bridge("app", hosts=[a, b], subnets=["10.10.0.0/24"], addresses=own, containers=containers)
+            DhcpRouter(
+                "app-dhcp",
+                bridge=app,
+                host=a,
+                dns=[made["dns"]],
+                masquerade=True,
+                forwards={"8080": "web:80"},
+                public_addresses={"198.51.100.7": "web"},
+                reservations={"printer": {"mac": "02:00:00:00:00:99", "address": made["reserved"]}},
+            )
+
+    services = run(program, World(preview=True)).document("prod-a")["services"]
+    assert services["dhcp-app"]["hosts"] == {
+        "web": {"mac": "<MAC address of web>", "address": "<address of web>"},
+        "printer": {"mac": "02:00:00:00:00:99", "address": "<address of printer>"},
+    }
+    assert services["nat-app"]["forwards"] == {"tcp/8080": {"address": "<address of web>", "ports": "80"}}
+    values = {"mac": "02:00:00:00:00:01", "reserved": "10.10.0.12", "address": "10.10.0.11", "own": "10.10.0.1"}
+    made = {key: {"stdout": value} for key, value in {**values, "dns": "192.0.2.53"}.items()}
+    services = run(program, World(made=made)).document("prod-a")["services"]
+    assert services["dhcp-app"]["hosts"]["printer"]["address"] == "10.10.0.12"
+    assert services["dhcp-app"]["router"] == "10.10.0.1"
+    assert services["nat-app"]["publicAddresses"] == {"198.51.100.7": "10.10.0.11"}
+
+
 # -- what is refused ---------------------------------------------------------------------------
 
 
@@ -343,6 +400,14 @@ def same_name():
         ends("a")
 
 
+def two_routers():
+    with Overlay("prod"):
+        a, b = ends("a", "b")
+        app = Bridge("app", hosts=[a, b], subnets=["10.10.0.0/24"])
+        DhcpRouter("app-dhcp", bridge=app, host=a)
+        DhcpRouter("app-more", bridge=app, host=b)
+
+
 def same_tunnel():
     with Overlay("prod"):
         app = Bridge("app", hosts=ends("a", "b"))
@@ -357,9 +422,13 @@ def same_tunnel():
         (nested, "Overlay 'inner': entered inside of Overlay 'prod'; end that block first"),
         (left_twice, "Overlay 'prod': its block was left already; use a second Overlay"),
         (same_name, "hosts.a: declared twice; give one of them another name"),
+        (
+            two_routers,
+            "segments.app.dhcp: DhcpRouter 'app-more' is the segment's second; declare one, on two hosts: hosts=[a, b]",
+        ),
         (same_tunnel, "segments.app.tunnels.mesh: declared twice; give one of them another name"),
     ],
-    ids=["outside", "nested", "twice", "same-host", "same-tunnel"],
+    ids=["outside", "nested", "twice", "same-host", "two-routers", "same-tunnel"],
 )
 def test_misuse_is_refused(program, error):
     with pytest.raises(pulumi.RunError) as caught:

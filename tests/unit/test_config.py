@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from overlay_agent.document import Owner
 from overlay_agent.kinds.vxlan import Vxlan
-from overlay_components import bridge, config, vxlan_tunnel
+from overlay_components import bridge, config, dhcp_router, vxlan_tunnel
 from overlay_components.config import from_pulumi, load_config, read_stack_file
 from overlay_components.errors import ConfigErrors
 from overlay_components.names import Placeholder
@@ -273,6 +273,8 @@ class TestTheDocument:
             ("overlay:segments", config.Segment),
             ("bridge", bridge.OPTIONS),
             ("containers", config.Container),
+            ("dhcp", dhcp_router.DhcpOptions),
+            ("dhcp", dhcp_router.Reservation),
             ("tunnels", vxlan_tunnel.VxlanOptions),
             ("kind: vxlan", vxlan_tunnel.KIND.options),
         ],
@@ -292,6 +294,7 @@ class TestTheDocument:
             config.Segment,
             config.Host,
             config.Defaults,
+            dhcp_router.DhcpOptions,
         ]
         for key, text in rows:
             defaults = {
@@ -311,7 +314,7 @@ JSON = st.recursive(
     | st.floats()
     | st.text(max_size=12)
     | st.sampled_from(
-        ["a", "b", "10.10.0.1", "10.10.0.0/24", "none", "fd00::1/64", "vxlan", "hub", "pairs", "1-9", "a-b"]
+        ["a", "b", "10.10.0.1", "10.10.0.0/24", "none", "fd00::1/64", "vxlan", "hub", "pairs", "1-9", "a-b", "x"]
     ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
@@ -331,6 +334,23 @@ FULL = {
             "mtu": 1400,
             "tunnels": {"mesh": {"kind": "vxlan", "vni": 42, "endpoints": ["a", "b", "c", "r"], "ttl": "inherit"}},
             "containers": {"x": {"host": "b", "address": "10.10.0.11", "mac": "02:00:00:00:00:01"}},
+            "routes": {"10.20.0.0/24": "b", "fd00:20::/64": "10.10.0.11"},
+            "dhcp": {
+                "host": "a",
+                "range": ["10.10.0.100-10.10.0.199"],
+                "lease": "12h",
+                "options": {"42": "10.10.0.9"},
+                "reservations": {"y": {"mac": "02:00:00:00:00:02", "address": "fd00:10::11"}},
+                "masquerade": True,
+                "forwards": {"8080": "x:80", "udp/53-54": "10.10.0.9"},
+                "publicAddresses": {"198.51.100.7": "x"},
+            },
+        },
+        "two": {
+            "subnets": ["10.30.0.0/24"],
+            "addresses": {"a": "10.30.0.2", "b": "10.30.0.3"},
+            "gateway": "10.30.0.1",
+            "dhcp": {"hosts": ["a", "b"], "group": 7},
         },
         "star": {
             "tunnels": {"hub": {"kind": "vxlan", "topology": "hub", "hub": "a", "vniRange": "1-99", "vnis": {"b": 7}}}
