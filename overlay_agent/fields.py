@@ -300,7 +300,10 @@ class Empty(Type):
 
 
 #: As Docker itself takes them (RestrictedNamePattern).
-DOCKER_NETWORK = Pattern(r"[A-Za-z0-9][A-Za-z0-9_.-]+", "the name of a Docker network (letters, digits, '_', '.', '-')")
+DOCKER_NETWORK = Pattern(
+    r"[A-Za-z0-9][A-Za-z0-9_.-]+",
+    "the name of a Docker network (two or more letters, digits, '_', '.', '-', of which the first is no sign)",
+)
 ADDRESSES = Keyed("address", Prefixed(), Empty())
 
 

@@ -28,6 +28,8 @@ class Book:
     subnets: Sequence[Network]
     wrong: list[str]
     holders: dict[Address, str] = dataclasses.field(default_factory=dict)
+    #: Others give out these addresses, so none of them is chosen.
+    closed: Sequence[Network] = ()
 
     def enter(self, where: str, holder: str, text: str) -> str | None:
         """The address with its subnet's prefix length, held by `holder` from now on; None when it is wrong."""
@@ -67,10 +69,15 @@ class Book:
         """The addresses that nobody holds, the lowest first, without those to avoid; each subnet in turn."""
         for subnet in self.subnets:
             # Not hosts(): of a large subnet that would be a list.
-            for number in range(int(subnet.network_address), int(subnet.broadcast_address) + 1):
+            number = int(subnet.network_address)
+            while number <= int(subnet.broadcast_address):
                 address = _ADDRESS[subnet.version](number)
-                if address not in self.holders and address not in avoid and not special(address, subnet):
+                closed = next((net for net in self.closed if address in net), None)
+                if closed:
+                    number = int(closed.broadcast_address)
+                elif address not in self.holders and address not in avoid and not special(address, subnet):
                     yield address
+                number += 1
 
 
 def special(address: Address, subnet: Network) -> str | None:

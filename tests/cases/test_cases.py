@@ -18,7 +18,7 @@ from overlay_components.plan import make_plan
 
 OWNER = Owner("overlay", "cases", "0")
 FILES = sorted(Path(__file__).parent.glob("*.yaml"))
-ROW = ("host", "runtime", "bridge", "address", "gateway", "mtu")
+ROW = ("host", "runtime", "bridge", "network", "address", "gateway", "mtu")
 
 
 def planned(stack, lock=None):
@@ -31,13 +31,14 @@ def planned(stack, lock=None):
         out["containers"] = {
             segment: {name: shown(row) for name, row in rows.items()} for segment, rows in plan.containers.items()
         }
-    if config.open_firewall:
-        out["services"] = {host: raw["services"] for host, raw in plan.documents.items() if "services" in raw}
+    services = {host: raw["services"] for host, raw in plan.documents.items() if "services" in raw}
+    if services:
+        out["services"] = services
     return {**out, "rules": plan.underlay_rules}, list(plan.warnings)
 
 
 def shown(row):
-    return {key: row[key] for key in ROW if key != "runtime" or row[key] != "none"}
+    return {key: row[key] for key in ROW if key in row and (key, row[key]) != ("runtime", "none")}
 
 
 def without_macs(devices):
