@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 _WAYS = "docker: NETWORK, lxd: BRIDGE and bridge: NAME"
 #: On these Docker gives no container the address that it asks for.
 _BUILT_IN = ("bridge", "host", "none")
-#: A suggested range is this part of its subnet, and at most so many addresses (a /24): room for more hosts.
-_PART, _LARGEST = 4, 24
+#: Docker gives every bridge with IPv6 this address too, on each host (bridgeIPv6 in its driver; tried with 20.10).
+_LINK_LOCAL = "fe80::1"
+#: A suggested range is a sixteenth of its subnet (so many bits more), and no larger than a /24: room for more hosts.
+_MORE_BITS, _LARGEST = 4, 24
 
 
 # -- what the user wrote ---------------------------------------------------------------------
@@ -345,6 +347,8 @@ class ForeignBridge:
         if not self.made:
             yield name, DockerNetwork(network=self.network, subnets=subnets, mtu=size)
             guarded: dict[str, Any] = {address: {} for address in gateways.values()}
+            if 6 in gateways:
+                guarded[_LINK_LOCAL] = {}
             held: dict[str, Any] = {port: {} for port in ports}
             if held and guarded:
                 yield f"guard-{self.segment}", GatewayGuard(ports=held, addresses=guarded)
@@ -374,7 +378,7 @@ def _suggested(
 ) -> list[ipaddress.IPv4Network]:
     """So many free parts of the subnet, all of one size; fewer where there is no room. They begin in its middle: the
     lower half is for addresses that are planned."""
-    largest = max(subnet.prefixlen + _PART, _LARGEST)
+    largest = max(subnet.prefixlen + _MORE_BITS, _LARGEST)
     sizes = [min(net.prefixlen for net in given)] if given else range(min(largest, 32), 33)
     # Looked up by their beginning: a subnet can have many parts, and a segment many addresses.
     for size in sizes:

@@ -190,7 +190,7 @@ class _Planner:
             for segment in segments
             for number, subnet in enumerate(segment.options.subnets)
         )
-        self._check_foreign()
+        self._check_names()
         self._warn_of_peers(segments)
         self.wrong += [
             f"{later}: {why.format(hosts=errors.listed(hosts), earlier=earlier)}"
@@ -582,13 +582,17 @@ class _Planner:
             ports = [name for name, made in self.made[host].items() if made.spec.bridge == bridge_name]
             self.services[host].update(foreign.services(host, addresses, gateways, ports, size))
 
-    def _check_foreign(self) -> None:
-        """No device of ours has the name of a bridge that is another's, whichever of them is declared first."""
-        for host, names_ in self.foreign.items():
-            for name in names_.keys() & self.made[host].keys():
-                made = self.made[host][name]
-                why = f"device {name} is made on {{hosts}} by {{earlier}}; set another {_name_key(made.where)} there"
-                self.clashes[made.where, names_[name], why].append(host)
+    def _check_names(self) -> None:
+        """No device of ours has the name of somebody else's bridge, or of a service, whichever is declared first."""
+        for host, devices in self.made.items():
+            for name, made in devices.items():
+                key = _name_key(made.where)
+                if name in self.foreign[host]:
+                    why = f"device {name} is made on {{hosts}} by {{earlier}}; set another {key} there"
+                    self.clashes[made.where, self.foreign[host][name], why].append(host)
+                elif name in self.services[host] or (name == "firewall" and self.config.open_firewall):
+                    why = f"device {name} has the name of a service of ours on {{hosts}}; set another {key}"
+                    self.clashes["", made.where, why].append(host)
 
     def _allow(self, at: Attachment, one: Tunnel, spec: Device) -> None:
         protocol, port = one.kind.listens(one.options)
