@@ -4,6 +4,7 @@ with Overlay("prod"):
     a, b = Host("a", address="192.0.2.11"), Host("b", address="192.0.2.12")
     app = Bridge("app", hosts=[a, b], subnets=["10.10.0.0/24"])
     VxlanTunnel("app-mesh", bridge=app, vni=42)
+    DhcpRouter("app-dhcp", bridge=app, host=a, masquerade=True)
 """
 
 from __future__ import annotations
@@ -12,13 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from overlay_components.bridge import Bridge
+    from overlay_components.dhcp_router import DhcpRouter
     from overlay_components.host import Host
     from overlay_components.overlay import Overlay
     from overlay_components.vxlan_tunnel import VxlanTunnel
 
-__all__ = ["Bridge", "Host", "Overlay", "VxlanTunnel"]
+__all__ = ["Bridge", "DhcpRouter", "Host", "Overlay", "VxlanTunnel"]
 
-_MODULES = {"Bridge": "bridge", "Host": "host", "Overlay": "overlay", "VxlanTunnel": "vxlan_tunnel"}
+_MODULES = {
+    "Bridge": "bridge",
+    "DhcpRouter": "dhcp_router",
+    "Host": "host",
+    "Overlay": "overlay",
+    "VxlanTunnel": "vxlan_tunnel",
+}
 
 
 def __getattr__(name: str) -> Any:

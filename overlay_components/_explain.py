@@ -62,7 +62,9 @@ def _managed(raw: Mapping[str, Any], name: str, made: Plan) -> dict[str, Any]:
     for segment, row in made.segments.items():
         ends = [end for facts in row["tunnels"].values() for end in facts["ends"]]
         members = out["segments"][segment].get("hosts") or before
-        out["segments"][segment] = {**out["segments"][segment], "hosts": list(members)}
+        # Who routes and serves stays among the hosts.
+        kept = {key: value for key, value in out["segments"][segment].items() if key not in {"dhcp", "routes"}}
+        out["segments"][segment] = {**kept, "hosts": list(members)}
         if name in ends and name not in members:
             out["segments"][segment]["hosts"].append(name)
         for tunnel, facts in row["tunnels"].items():

@@ -15,6 +15,8 @@ from overlay_components import errors, names
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+#: The first and the last of some addresses in a row.
+Span: TypeAlias = tuple[Address, Address]
 #: Of an IPv4 subnet with more than this prefix length every address is a host's (RFC 3021).
 _POINT_TO_POINT = 31
 _ADDRESS: dict[int, type[Address]] = {4: ipaddress.IPv4Address, 6: ipaddress.IPv6Address}
@@ -28,8 +30,6 @@ class Book:
     subnets: Sequence[Network]
     wrong: list[str]
     holders: dict[Address, str] = dataclasses.field(default_factory=dict)
-    #: Others give out these addresses, so none of them is chosen.
-    closed: Sequence[Network] = ()
 
     def enter(self, where: str, holder: str, text: str) -> str | None:
         """The address with its subnet's prefix length, held by `holder` from now on; None when it is wrong."""
@@ -65,17 +65,20 @@ class Book:
             return None
         return address, subnet
 
-    def free(self, avoid: Collection[Address]) -> Iterator[Address]:
-        """The addresses that nobody holds, the lowest first, without those to avoid; each subnet in turn."""
+    def free(self, avoid: Collection[Address], spans: Sequence[Span] = ()) -> Iterator[Address]:
+        """The addresses that nobody holds, the lowest first, without those to avoid and those in `spans`; each subnet
+        in turn."""
         for subnet in self.subnets:
+            ends = {int(low): int(high) for low, high in spans if low.version == subnet.version}
             # Not hosts(): of a large subnet that would be a list.
-            number = int(subnet.network_address)
-            while number <= int(subnet.broadcast_address):
+            number, last = int(subnet.network_address), int(subnet.broadcast_address)
+            while number <= last:
+                over = [high for low, high in ends.items() if low <= number <= high]
+                if over:
+                    number = max(over) + 1
+                    continue
                 address = _ADDRESS[subnet.version](number)
-                closed = next((net for net in self.closed if address in net), None)
-                if closed:
-                    number = int(closed.broadcast_address)
-                elif address not in self.holders and address not in avoid and not special(address, subnet):
+                if address not in self.holders and address not in avoid and not special(address, subnet):
                     yield address
                 number += 1
 

@@ -101,7 +101,7 @@ class ContainerArgs(TypedDict, total=False):
 
 
 class SegmentArgs(TypedDict, total=False):
-    """Keys of `overlay:segments.<name>` but its tunnels (docs/stack-file.md). Hosts are given as
+    """Keys of `overlay:segments.<name>` but its tunnels and dhcp (docs/stack-file.md). Hosts are given as
     Host objects or by name."""
 
     hosts: Sequence[Any]
@@ -112,6 +112,7 @@ class SegmentArgs(TypedDict, total=False):
     gateway: Any
     reserved: Sequence[str]
     containers: Mapping[str, ContainerArgs]
+    routes: Mapping[str, Any]
 
 
 class Bridge(Component):

@@ -20,6 +20,7 @@ import yaml
 
 from overlay_agent import fields
 from overlay_components import bridge, errors, model, vxlan_tunnel
+from overlay_components.dhcp_router import DhcpOptions
 from overlay_components.errors import ConfigErrors
 from overlay_components.model import Checked, Model
 from overlay_components.tunnel import End, TunnelKind, TunnelOptions
@@ -169,12 +170,21 @@ class Segment(Model):
     addresses: dict[_Key, _HostAddresses] = _described({}, "Addresses of the hosts in the segment, by host")
     bridge: _Bridge = _described(bridge.OPTIONS(), "The bridge; none: the addresses stand on the tunnel's device")
     mtu: _Mtu = _described(None, "Default: the most that the tunnels carry on every host")
-    gateway: Annotated[str, Checked(model.Text())] = _described(
-        "none", "What containers route through: an address, a host (its first address), or none"
+    gateway: _Text = _described(
+        None,
+        "What containers route through: an address, a host (its first address), a container of the segment, or none; "
+        "default: the host of a DHCP router that translates addresses",
     )
     reserved: list[Annotated[str, Checked(model.OverlayAddress())]] = _described([], "Addresses to keep free")
     tunnels: dict[_Key, _Tunnel] = _described({}, "What joins the hosts")
     containers: dict[_Key, Container] = _described({}, "Containers by name")
+    # `dhcp:` with nothing below it is a router with all defaults.
+    dhcp: Annotated[DhcpOptions | None, pydantic.BeforeValidator(lambda value: value or {})] = _described(
+        None, "DHCP, DNS, NAT and port forwarding for the segment"
+    )
+    routes: dict[Annotated[str, Checked(model.Subnet())], Annotated[str, Checked(model.Text())]] = _described(
+        {}, "Other subnets and what leads there: a host, a container, a peer, an address: {10.20.0.0/24: b}"
+    )
 
 
 class Config(Model):

@@ -20,7 +20,7 @@ from overlay_agent.kinds import Spec
 from overlay_agent.kinds.docker_network import DockerNetwork
 from overlay_agent.kinds.gateway_guard import GatewayGuard
 from overlay_components import errors, model, names
-from overlay_components.addressing import Address, Book, Network
+from overlay_components.addressing import Address, Book, Network, Span
 from overlay_components.model import Checked, Model
 
 if TYPE_CHECKING:
@@ -136,9 +136,10 @@ class ForeignBridge:
         return self.attached.bridge is None
 
     @property
-    def ranges(self) -> list[Network]:
+    def spans(self) -> list[Span]:
         """From where Docker gives addresses to containers that name none: nobody is planned there."""
-        return [ipaddress.ip_network(text) for text in self.made.ranges.values()] if self.made else []
+        ranges = [ipaddress.ip_network(text) for text in self.made.ranges.values()] if self.made else []
+        return [(net[0], net[-1]) for net in ranges]
 
     def claims(self, name: str) -> list[str]:
         """What one segment has for itself on a host. `name`: the bridge's."""
@@ -178,7 +179,7 @@ class ForeignBridge:
                 f"{network}: missing; the segment's name {fields.DOCKER_NETWORK.check(self.network)}: set it"
             )
         why = no_dhcp(self.bridge)
-        if why and getattr(self.options, "dhcp", None):
+        if why and self.options.dhcp:
             self.wrong.append(f"{self.where}.dhcp: {why}")
         if self.network:
             self._check_subnets()
@@ -275,7 +276,7 @@ class ForeignBridge:
         missing = [host for host in self.hosts if host not in self.options.addresses]
         if not missing:
             return set()
-        free = book.free(taken)
+        free = book.free(taken, self.spans)
         suggested = dict(zip(missing, free, strict=False))
         if len(suggested) < len(missing):
             self.wrong.append(

@@ -28,6 +28,7 @@ from overlay_components import _outputs, _project, _sdk, agent, component, confi
 from overlay_components.bridge import Bridge
 from overlay_components.component import Component, words
 from overlay_components.config import Config
+from overlay_components.dhcp_router import DhcpRouter
 from overlay_components.errors import ConfigErrors
 from overlay_components.host import Host
 from overlay_components.lock import Lock
@@ -93,10 +94,14 @@ class Overlay(pulumi.ComponentResource):
             for segment, values in (raw.get("segments") or {}).items():
                 inner = dict(values or {})
                 tunnels = inner.pop("tunnels", None) or {}
+                router = "dhcp" in inner
+                dhcp = inner.pop("dhcp", None) or {}
                 bridge = Bridge(segment, **inner)
                 for tunnel, options in tunnels.items():
                     made_by = config.TUNNELS[options["kind"]].component
                     made_by(f"{segment}-{tunnel}", bridge=bridge, **options)
+                if router:
+                    DhcpRouter(f"{segment}-dhcp", bridge=bridge, **dhcp)
         return overlay
 
     def declare(self, *path: str, value: Mapping[str, Any]) -> None:

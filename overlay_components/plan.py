@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import ipaddress
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from typing_extensions import NotRequired
@@ -20,8 +20,8 @@ from overlay_agent.diff import summary
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, Device, Spec
 from overlay_agent.kinds.firewall import Firewall
-from overlay_components import addressing, bridge, errors, mtu, names, snippets, tunnel
-from overlay_components.addressing import Book
+from overlay_components import addressing, bridge, errors, mtu, names, routing, snippets, tunnel
+from overlay_components.addressing import Book, Span
 from overlay_components.config import TUNNELS, Config, Segment
 from overlay_components.errors import ConfigErrors
 from overlay_components.foreign_bridge import ForeignBridge
@@ -71,13 +71,15 @@ class SegmentRow(TypedDict):
     #: Null also where each host is that of its own containers (docker.create).
     gateway: str | None
     tunnels: dict[str, TunnelRow]
+    dhcp: NotRequired[routing.DhcpRow]
 
 
 class Rule(TypedDict):
-    """What a packet filter must let in."""
+    """What a packet filter must let in. Without peers: from anywhere."""
 
     protocol: str
-    port: int
+    #: A range of them as text.
+    port: int | str
     peers: dict[str, str]
 
 
@@ -176,6 +178,7 @@ class _Planner:
         self.rules: dict[str, dict[str, Rule]] = {name: {} for name in config.hosts}
         #: The same for the host's own firewall, by device: it can tell apart what shares a port.
         self.allowed: dict[str, dict[str, Any]] = {name: {} for name in config.hosts}
+        self.routing = routing.Routing(config, owner.label, self.ends, self.services, self.wrong)
 
     def plan(self) -> Plan:
         self._check_hosts()
@@ -191,6 +194,7 @@ class _Planner:
             for number, subnet in enumerate(segment.options.subnets)
         )
         self._check_names()
+        self.routing.finish(self.made, self.rules)
         self._warn_of_peers(segments)
         self.wrong += [
             f"{later}: {why.format(hosts=errors.listed(hosts), earlier=earlier)}"
@@ -290,14 +294,19 @@ class _Planner:
             budget = mtu.smallest(segment.tunnels, segment.hosts)
             size = mtu.check(where, options.mtu, budget, bool(segment.tunnels), versions, self.wrong)
         foreign = segment.foreign
-        book = Book(where, subnets, self.wrong, closed=foreign.ranges if foreign else [])
+        book = Book(where, subnets, self.wrong)
         addresses = self._addresses(segment, book)
+        router = routing.Router(self.routing, segment.name, options, segment.host_names, segment.bridge)
+        router.settle(addresses, book, lambda place, host: self._is_member(place, host, segment))
+        if addresses or (foreign and foreign.routes):
+            self._check_underlay(segment, book)
         gateways = foreign.gateways(book) if foreign else None
         if gateways is None:
-            gateways = self._gateways(segment, book, addresses)
+            gateways = self._gateways(segment, book, addresses, router.gateway)
         for number, address in enumerate(options.reserved):
             book.enter(f"{where}.reserved[{number}]", f"reserved[{number}]", address)
-        containers = self._containers(segment, book, gateways, size, runtimes)
+        containers = self._containers(segment, book, gateways, size, runtimes, router)
+        dhcp = router.services(addresses, gateways, containers, book, self.lock.get(segment.name, {}), size)
         tunnels = self._devices(segment, addresses, size)
         if foreign:
             foreign.finish(book, addresses, self.lock.get(segment.name, {}).values(), containers.values())
@@ -311,6 +320,8 @@ class _Planner:
             gateway=next(iter(gateways.values()), None),
             tunnels=tunnels,
         )
+        if dhcp is not None:
+            row["dhcp"] = dhcp
         return row, containers
 
     def _check_shape(self, segment: _Members) -> None:
@@ -362,8 +373,6 @@ class _Planner:
             out[host] = [address for address in entered if address is not None]
             if len(set(out[host])) < len(out[host]):
                 self.wrong.append(f"{where}: an address stands twice; write it once")
-        if out or (segment.foreign and segment.foreign.routes):
-            self._check_underlay(segment, book)
         return out
 
     def _check_underlay(self, segment: _Members, book: Book) -> None:
@@ -389,9 +398,11 @@ class _Planner:
             )
         return host in segment.host_names
 
-    def _gateways(self, segment: _Members, book: Book, addresses: Mapping[str, list[str]]) -> dict[int, str]:
-        """The gateway by IP version."""
-        value, where = segment.options.gateway, f"{segment.where}.gateway"
+    def _gateways(
+        self, segment: _Members, book: Book, addresses: Mapping[str, list[str]], value: str
+    ) -> dict[int, str]:
+        """The gateway by IP version. A container's is not known yet: see _gateway_container."""
+        where = f"{segment.where}.gateway"
         if value == "none":
             return {}
         try:
@@ -399,6 +410,10 @@ class _Planner:
         except ValueError:
             if isinstance(value, names.Placeholder):
                 return {net.version: value for net in book.subnets}
+            if value in segment.options.containers:
+                if value in self.config.hosts:
+                    self.wrong.append(f"{where}: {value!r} is a host and a container; give the address")
+                return {}
             if not self._is_member(where, value, segment):
                 return {}
             if not addresses.get(value):
@@ -406,20 +421,28 @@ class _Planner:
                     f"{where}: host {value!r} has no address in the segment; add {segment.where}.addresses.{value}"
                 )
             known = [ipaddress.ip_interface(a) for a in reversed(addresses.get(value, [])) if names.known(a)]
-            return {a.version: str(a.ip) for a in known}
+            return dict(sorted((a.version, str(a.ip)) for a in {a.version: a for a in known}.values()))
         found = book.find(where, value)
         if found is None:
             return {}
         return {found[0].version: str(found[0])}
 
     def _containers(
-        self, segment: _Members, book: Book, gateways: Mapping[int, str], size: int, runtimes: Mapping[str, str]
+        self,
+        segment: _Members,
+        book: Book,
+        gateways: dict[int, str],
+        size: int,
+        runtimes: Mapping[str, str],
+        router: routing.Router,
     ) -> dict[str, ContainerRow]:
         out: dict[str, ContainerRow] = {}
         macs: dict[str, str] = {}
         for gateway in filter(names.known, gateways.values()):
             book.holders.setdefault(ipaddress.ip_address(gateway), "the gateway")
-        addresses = self._container_addresses(segment, book)
+        spans = [*router.spans, *(segment.foreign.spans if segment.foreign else ())]
+        addresses = self._container_addresses(segment, book, spans)
+        gateways.update(self._gateway_container(segment, addresses))
         for name, container in segment.options.containers.items():
             where = f"{segment.where}.containers.{name}"
             address = addresses[name]
@@ -442,8 +465,21 @@ class _Planner:
             )
         return out
 
-    def _container_addresses(self, segment: _Members, book: Book) -> dict[str, str | None]:
-        """First what is said, then what is locked, and only then what is left: so nobody's address is taken."""
+    def _gateway_container(self, segment: _Members, addresses: Mapping[str, str | None]) -> dict[int, str]:
+        """The gateway by IP version, where it is a container of the segment."""
+        address = addresses.get(segment.options.gateway or "none")
+        if address is None or segment.options.gateway in self.config.hosts:
+            return {}
+        if not names.known(address):
+            return {ipaddress.ip_network(subnet).version: address for subnet in segment.options.subnets}
+        found = ipaddress.ip_interface(address)
+        return {found.version: str(found.ip)}
+
+    def _container_addresses(
+        self, segment: _Members, book: Book, spans: Sequence[Span]
+    ) -> dict[str, str | None]:
+        """First what is said, then what is locked, and only then what is left: so nobody's address is taken. `spans`
+        are given to whoever asks, by DHCP or Docker."""
         out: dict[str, str | None] = dict.fromkeys(segment.options.containers)
         unsaid: list[str] = []
         for name, container in segment.options.containers.items():
@@ -456,7 +492,7 @@ class _Planner:
         kept = [name for name in unsaid if name in locked and self._enter_locked(segment, book, name, out)]
         left = [name for name in unsaid if name not in kept]
         # Also those of containers that are gone: they may come back.
-        free = book.free({ipaddress.ip_address(text) for text in locked.values()})
+        free = book.free({ipaddress.ip_address(text) for text in locked.values()}, spans)
         subnets = errors.listed(map(str, book.subnets))
         for name in left:
             where = f"{segment.where}.containers.{name}.address"
@@ -465,7 +501,11 @@ class _Planner:
                 self.chosen[segment.name][name] = str(address)
                 out[name] = book.enter(where, f"container {name}", str(address))
             elif self.choose:
-                self.wrong.append(f"{where}: none is free in {subnets}; add a subnet, or run overlay lock --prune")
+                giver = "dhcp.range" if segment.options.dhcp else "bridge.docker.ranges"
+                outside = f" outside of what {giver} gives out" if spans else ""
+                self.wrong.append(
+                    f"{where}: none is free in {subnets}{outside}; add a subnet, or run overlay lock --prune"
+                )
             elif name not in locked:
                 self.wrong.append(f"{where}: missing and not locked; run overlay lock, or give an address in {subnets}")
         return out
@@ -580,19 +620,18 @@ class _Planner:
                     why = f"bridge {name} is used on {{hosts}} by {{earlier}} too; a bridge is one segment's"
                     self.clashes[first, foreign.key, why].append(host)
             ports = [name for name, made in self.made[host].items() if made.spec.bridge == bridge_name]
-            self.services[host].update(foreign.services(host, addresses, gateways, ports, size))
+            for name, spec in foreign.services(host, addresses, gateways, ports, size):
+                self.routing.add(host, name, spec, foreign.key)
 
     def _check_names(self) -> None:
-        """No device of ours has the name of somebody else's bridge, or of a service, whichever is declared first."""
-        for host, devices in self.made.items():
-            for name, made in devices.items():
-                key = _name_key(made.where)
-                if name in self.foreign[host]:
+        """No device of ours has the name of somebody else's bridge, whichever is declared first."""
+        for host, names_ in self.foreign.items():
+            for name, where in names_.items():
+                made = self.made[host].get(name)
+                if made:
+                    key = _name_key(made.where)
                     why = f"device {name} is made on {{hosts}} by {{earlier}}; set another {key} there"
-                    self.clashes[made.where, self.foreign[host][name], why].append(host)
-                elif name in self.services[host] or (name == "firewall" and self.config.open_firewall):
-                    why = f"device {name} has the name of a service of ours on {{hosts}}; set another {key}"
-                    self.clashes["", made.where, why].append(host)
+                    self.clashes[made.where, where, why].append(host)
 
     def _allow(self, at: Attachment, one: Tunnel, spec: Device) -> None:
         protocol, port = one.kind.listens(one.options)

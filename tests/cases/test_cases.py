@@ -1,8 +1,8 @@
 """Each file here is one case: a stack, and the exact errors or the devices that it makes.
 
 `stack` is what stands below `overlay:` in a stack file. `errors` are all of them, word for word and in order; or
-`wanted` is what is planned, MAC addresses left out, and `warnings`. `lock`, where there is one, has the addresses that
-were chosen. A new case is a new file.
+`wanted` is what is planned, devices' MAC addresses left out, and `warnings`. `lock`, where there is one, has the
+addresses that were chosen. A new case is a new file.
 """
 
 from pathlib import Path
@@ -31,9 +31,8 @@ def planned(stack, lock=None):
         out["containers"] = {
             segment: {name: shown(row) for name, row in rows.items()} for segment, rows in plan.containers.items()
         }
-    services = {host: raw["services"] for host, raw in plan.documents.items() if "services" in raw}
-    if services:
-        out["services"] = services
+    if any("services" in raw for raw in plan.documents.values()):
+        out["services"] = {host: raw["services"] for host, raw in plan.documents.items() if "services" in raw}
     return {**out, "rules": plan.underlay_rules}, list(plan.warnings)
 
 

@@ -100,6 +100,14 @@ def test_an_address_is_not_chosen_where_docker_gives_them_out():
     assert any("172.18.0.9 (container web)" in sentence for sentence in errors(raw, lock))
 
 
+def test_what_docker_gives_out_is_not_chosen_even_when_nothing_else_is_left():
+    docker = {"create": True, "ranges": {"h1": "172.18.0.2/32"}}
+    raw = stack({"docker": docker}, 1, {"web": {}}, subnets=["172.18.0.0/30"], addresses={"h1": "172.18.0.1"})
+    with pytest.raises(ConfigErrors) as caught:
+        make_lock(load_config(raw), OWNER, {})
+    assert "none is free in 172.18.0.0/30 outside of what bridge.docker.ranges gives out" in caught.value.errors[0]
+
+
 @pytest.mark.parametrize(
     ("bridge", "refused"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
 import json
 
 from hypothesis import given
@@ -23,27 +24,43 @@ GROUP = {"192": "239.1.1.1", "v6": "ff05::1"}
 
 def values(type_: fields.Type, address):
     """Values that the type takes."""
-    simple = {
-        fields.Flag: st.booleans(),
-        fields.Mac: st.integers(0, 0xFFFF).map(lambda n: f"02:00:00:00:{n >> 8:02x}:{n & 255:02x}"),
-        fields.InterfaceName: st.sampled_from(["eth0", "br0"]),
-        fields.Nothing: st.none(),
-        fields.Address: address,
-        fields.Peers: st.dictionaries(NAMES, address, max_size=4),
-        fields.Keyed: st.dictionaries(address.map(lambda a: f"{a}/24"), st.just({}), max_size=3),
-        fields.Range: st.sampled_from(["0-0", "1000-2000", "5-5"]),
+
+    def of(inner):
+        return values(inner, address)
+
+    def record():
+        parts = {key: of(part) for key, part in type_.parts.items()}
+        optional = {key: parts.pop(key) for key in type_.may}
+        return st.fixed_dictionaries(parts, optional=optional)
+
+    def allowed():
+        peers = st.dictionaries(NAMES, address, max_size=3)
+        one = st.fixed_dictionaries({"protocol": st.just("udp"), "port": st.integers(1, 65535), "peers": peers})
+        return st.dictionaries(NAMES, one, max_size=2)
+
+    known = {
+        fields.Flag: st.booleans,
+        fields.Mac: lambda: st.integers(0, 0xFFFF).map(lambda n: f"02:00:00:00:{n >> 8:02x}:{n & 255:02x}"),
+        fields.InterfaceName: lambda: st.sampled_from(["eth0", "br0"]),
+        fields.BridgeName: lambda: st.sampled_from(["br0", "docker:net"]),
+        fields.Nothing: st.none,
+        fields.Empty: lambda: st.just({}),
+        fields.Label: lambda: NAMES,
+        fields.Address: lambda: address,
+        fields.Prefixed: lambda: address.map(lambda a: f"{a}/24"),
+        fields.Subnet: lambda: address.map(lambda a: str(ipaddress.ip_interface(f"{a}/30").network)),
+        fields.AddressRange: lambda: address.map(lambda a: f"{a}-{ipaddress.ip_address(a) + 9}"),
+        fields.Peers: lambda: st.dictionaries(NAMES, address, max_size=4),
+        fields.Range: lambda: st.sampled_from(["0-0", "1000-2000", "5-5"]),
+        fields.Integer: lambda: st.integers(type_.low, type_.high),
+        fields.Choice: lambda: st.sampled_from(list(type_.values)),
+        fields.Pattern: lambda: st.from_regex(type_.form, fullmatch=True),
+        fields.Items: lambda: st.lists(of(type_.item), max_size=3),
+        fields.Record: record,
+        fields.Either: lambda: of(type_.first) | of(type_.second),
+        fields.Keyed: lambda: st.dictionaries(of(type_.key), of(type_.value), max_size=3),
     }
-    if isinstance(type_, fields.Integer):
-        return st.integers(type_.low, type_.high)
-    if isinstance(type_, fields.Choice):
-        return st.sampled_from(list(type_.values))
-    if isinstance(type_, fields.Either):
-        return values(type_.first, address) | values(type_.second, address)
-    if type(type_) in simple:
-        return simple[type(type_)]
-    peers = st.dictionaries(NAMES, address, max_size=3)
-    one = st.fixed_dictionaries({"protocol": st.just("udp"), "port": st.integers(1, 65535), "peers": peers})
-    return st.dictionaries(NAMES, one, max_size=2)
+    return known.get(type(type_), allowed)()
 
 
 @st.composite
@@ -61,6 +78,16 @@ SPECS = st.sampled_from(sorted(KINDS)).flatmap(spec_of)
 STATES = st.dictionaries(NAMES, SPECS, max_size=4)
 
 
+def field_of(spec, what):
+    """The field that a row of differences is about."""
+    for field in dataclasses.fields(spec):
+        type_ = field.metadata["type"]
+        word = type_.word if isinstance(type_, fields.Keyed) else None
+        if what == fields.json_name(field.name) or (word and what.startswith(f"{word} ")):
+            return field.name
+    return "allow"
+
+
 def carried_out(found, changes):
     """What a host that does as it is told has after the changes. Only named rows are set."""
     out = dict(found)
@@ -73,10 +100,7 @@ def carried_out(found, changes):
             assert change.action == SET
             fixed = {f.name for f in dataclasses.fields(change.wanted) if f.metadata["change"] == RECREATE}
             assert all(getattr(change.found, name) == getattr(change.wanted, name) for name in fixed)
-            named = {what.split(" ")[0] for what, _, _ in change.rows}
-            plural = {"peer": "peers", "address": "addresses"}
-            known = {fields.json_name(f.name): f.name for f in dataclasses.fields(change.wanted)}
-            differing = {known.get(plural.get(name, name), "allow") for name in named}
+            differing = {field_of(change.wanted, what) for what, _, _ in change.rows}
             more = {name: getattr(change.wanted, name) for name in differing}
             out[change.name] = dataclasses.replace(out[change.name], **more)
     return out
