@@ -344,9 +344,9 @@ class ForeignBridge:
         if not self.network:
             return
         subnets: dict[str, Any] = {subnet: {} for subnet in self.options.subnets}
-        name = f"docker-{self.segment}"
+        name = f"{fields.DOCKER}{self.network}"
         if not self.made:
-            yield name, DockerNetwork(network=self.network, subnets=subnets, mtu=size)
+            yield name, DockerNetwork(subnets=subnets, mtu=size)
             guarded: dict[str, Any] = {address: {} for address in gateways.values()}
             if 6 in gateways:
                 guarded[_LINK_LOCAL] = {}
@@ -362,7 +362,6 @@ class ForeignBridge:
         yield (
             name,
             DockerNetwork(
-                network=self.network,
                 create=True,
                 bridge=self.bridge.name or f"br-{self.segment}",
                 subnets=subnets,

@@ -415,8 +415,8 @@ def test_a_docker_network_is_declared_by_hosts():
 
     found = run(program).document("prod-a")
     assert found["devices"].keys() == {"vx-app", "vx-ops"}
-    assert found["services"]["docker-app"]["ranges"] == {"172.18.128.0/24": {}}
-    assert found["services"]["docker-app"]["auxiliary"] == {"b": "172.18.0.2"}
+    assert found["services"]["docker:app"]["ranges"] == {"172.18.128.0/24": {}}
+    assert found["services"]["docker:app"]["auxiliary"] == {"b": "172.18.0.2"}
     assert found["services"]["guard-ops"]["addresses"] == {"172.19.0.1": {}}
 
 
@@ -428,7 +428,7 @@ def test_an_address_that_is_not_there_yet_is_shown_in_the_network():
             Bridge("app", subnets=["172.18.0.0/16"], addresses={a: unknown}, bridge={"docker": {"create": True}})
 
     found = run(program, World(preview=True)).document("prod-a")
-    assert list(found["services"]["docker-app"]["gateways"]) == ["<a of addresses>"]
+    assert list(found["services"]["docker:app"]["gateways"]) == ["<a of addresses>"]
 
 
 # -- one list of fields ------------------------------------------------------------------------

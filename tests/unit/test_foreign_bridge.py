@@ -199,7 +199,7 @@ def test_articles(name, network, mtu, gateways):
     assert [row["gateway"] for row in rows] == gateways
     assert {(row["network"], row["mtu"]) for row in rows} == {(network, mtu)}
     for raw in made.documents.values():
-        assert raw["services"][f"docker-{network}"]["mtu"] == mtu
+        assert raw["services"][f"docker:{network}"]["mtu"] == mtu
         assert (f"guard-{network}" in raw["services"]) == (len(set(gateways)) == 1)
         [device] = raw["devices"].values()
         assert device["kind"] == "vxlan"
