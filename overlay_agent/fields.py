@@ -299,8 +299,11 @@ class Empty(Type):
         return None if value == {} else f"{value!r} is not {{}}"
 
 
-#: As Docker itself takes them (RestrictedNamePattern).
-DOCKER_NETWORK = Pattern(r"[A-Za-z0-9][A-Za-z0-9_.-]+", "the name of a Docker network (letters, digits, '_', '.', '-')")
+#: As Docker takes names (RestrictedNamePattern); of a network also a single letter (tried with 20.10).
+DOCKER_NETWORK = Pattern(
+    r"[A-Za-z0-9][A-Za-z0-9_.-]*",
+    "the name of a Docker network (letters, digits, '_', '.', '-'; first a letter or digit)",
+)
 ADDRESSES = Keyed("address", Prefixed(), Empty())
 
 

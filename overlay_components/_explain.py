@@ -70,6 +70,10 @@ def _managed(raw: Mapping[str, Any], name: str, made: Plan) -> dict[str, Any]:
         for tunnel, facts in row["tunnels"].items():
             options = out["segments"][segment]["tunnels"][tunnel]
             options.setdefault("endpoints", facts["ends"])
+        bridge = out["segments"][segment].get("bridge")
+        if isinstance(bridge, dict):
+            # What Docker or LXD does on the hosts is not the peer's: any bridge will do there.
+            out["segments"][segment]["bridge"] = {k: v for k, v in bridge.items() if k not in ("attach", "docker")}
     return out
 
 

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from overlay_agent import fields
 from overlay_agent.kinds import Device
 from overlay_agent.kinds.bridge import Bridge as BridgeSpec
-from overlay_components import model
+from overlay_components import foreign_bridge, model
 from overlay_components.component import Component, applied, words
 from overlay_components.model import Checked
 
@@ -26,6 +26,8 @@ class BridgeOptions(model.Model):
     name: Annotated[str | None, Checked(fields.InterfaceName())] = pydantic.Field(
         default=None, description="The device's name; default br-<segment>"
     )
+    attach: foreign_bridge.Attach = pydantic.Field(default=None, description="A bridge that is there already")
+    docker: foreign_bridge.Docker = pydantic.Field(default=None, description="A Docker network to make")
 
 
 OPTIONS = model.with_fields_of(
@@ -44,7 +46,10 @@ OPTIONS = model.with_fields_of(
 
 
 def name_of(segment: str, options: BridgeOptions) -> str:
-    """The bridge's name on every host."""
+    """The bridge's name on every host; `docker:NETWORK` where Docker chose it, on each host another."""
+    if options.attach:
+        docker = options.attach.docker
+        return f"{fields.DOCKER}{docker}" if docker else str(options.attach.lxd or options.attach.bridge)
     return options.name or f"br-{segment}"
 
 
@@ -56,10 +61,28 @@ def device(options: BridgeOptions, common: dict[str, Any]) -> BridgeSpec:
 # -- the component ---------------------------------------------------------------------------
 
 
+class AttachArgs(TypedDict, total=False):
+    """Keys of `bridge.attach`, of which one is given (docs/stack-file.md)."""
+
+    docker: str
+    lxd: str
+    bridge: str
+
+
+class DockerArgs(TypedDict, total=False):
+    """Keys of `bridge.docker` (docs/stack-file.md). Hosts are given as Host objects or by name."""
+
+    create: Literal[True]
+    network: str
+    ranges: Mapping[Any, str]
+
+
 class BridgeDeviceArgs(TypedDict, total=False):
     """Keys of a segment's `bridge` (docs/stack-file.md)."""
 
     name: str
+    attach: AttachArgs
+    docker: DockerArgs
     stp: bool
     priority: int
     forward_delay: int

@@ -26,6 +26,7 @@ from overlay_components import errors, names
 _MISSING = {
     "address": "give its IPv4 or IPv6 address",
     "host": "name the host that runs the container",
+    "create": "write create: true, or attach: {docker: NETWORK} for a network that is there",
     "mac": "give the MAC address of its network interface",
 }
 _NOT_A_LIST = "is not a list; write it in brackets: [...]"

@@ -24,6 +24,7 @@ from overlay_components import addressing, bridge, errors, mtu, names, routing, 
 from overlay_components.addressing import Book, Span
 from overlay_components.config import TUNNELS, Config, Segment
 from overlay_components.errors import ConfigErrors
+from overlay_components.foreign_bridge import ForeignBridge
 from overlay_components.lock import Lock, updated
 from overlay_components.tunnel import Attachment, End, Tunnel
 
@@ -36,12 +37,15 @@ class ContainerRow(TypedDict):
     host: str
     #: One of config.RUNTIMES.
     runtime: str
+    #: Its name on the host; `docker:NETWORK` where Docker chose it, on each host another.
     bridge: str
     #: With its subnet's prefix length; null in a segment without subnets.
     address: str | None
     mac: str
     gateway: str | None
     mtu: int
+    #: The Docker network to plug it into, where the bridge is Docker's.
+    network: NotRequired[str]
     #: What to paste for the container's runtime, where that is said; in the row of the first of its segments by name.
     paste: NotRequired[str]
 
@@ -59,10 +63,12 @@ class SegmentRow(TypedDict):
     """What the outputs say about a segment."""
 
     mtu: int
+    #: As in ContainerRow; null: there is none.
     bridge: str | None
     hosts: list[str]
     subnets: list[str]
     addresses: dict[str, list[str]]
+    #: Null also where each host is that of its own containers (docker.create).
     gateway: str | None
     tunnels: dict[str, TunnelRow]
     dhcp: NotRequired[routing.DhcpRow]
@@ -143,6 +149,8 @@ class _Members:
     tunnels: list[Tunnel]
     #: What stands on the hosts: the bridge's name, or None.
     bridge: str | None
+    #: Where the bridge is not this stack's.
+    foreign: ForeignBridge | None = None
 
     @property
     def host_names(self) -> list[str]:
@@ -165,6 +173,8 @@ class _Planner:
         self.clashes: dict[tuple[str, str, str], list[str]] = collections.defaultdict(list)
         #: By host and what is claimed: the first claim's value and place.
         self.claims: dict[str, dict[Any, tuple[Any, str]]] = {name: {} for name in config.hosts}
+        #: By host and name: bridges that are not this stack's, and the places that name them.
+        self.foreign: dict[str, dict[str, str]] = {name: {} for name in config.hosts}
         self.rules: dict[str, dict[str, Rule]] = {name: {} for name in config.hosts}
         #: The same for the host's own firewall, by device: it can tell apart what shares a port.
         self.allowed: dict[str, dict[str, Any]] = {name: {} for name in config.hosts}
@@ -183,6 +193,7 @@ class _Planner:
             for segment in segments
             for number, subnet in enumerate(segment.options.subnets)
         )
+        self._check_names()
         self.routing.finish(self.made, self.rules)
         self._warn_of_peers(segments)
         self.wrong += [
@@ -260,7 +271,18 @@ class _Planner:
         ]
         hosts = [self.ends[host] for host in members if self.ends[host].managed]
         bridge_name = None if options.bridge is None else bridge.name_of(name, options.bridge)
-        return _Members(name, where, options, hosts, [t for t in tunnels if t], bridge_name)
+        made = _Members(name, where, options, hosts, [t for t in tunnels if t], bridge_name)
+        if options.bridge is not None and (options.bridge.attach or options.bridge.docker):
+            made.foreign = ForeignBridge(
+                name,
+                where,
+                options,
+                options.bridge,
+                made.host_names,
+                lambda place, host: self._is_member(place, host, made),
+                self.wrong,
+            )
+        return made
 
     def _segment(self, segment: _Members, runtimes: Mapping[str, str]) -> tuple[SegmentRow, dict[str, ContainerRow]]:
         options, where = segment.options, segment.where
@@ -271,18 +293,24 @@ class _Planner:
         if segment.hosts:
             budget = mtu.smallest(segment.tunnels, segment.hosts)
             size = mtu.check(where, options.mtu, budget, bool(segment.tunnels), versions, self.wrong)
+        foreign = segment.foreign
         book = Book(where, subnets, self.wrong)
         addresses = self._addresses(segment, book)
         router = routing.Router(self.routing, segment.name, options, segment.host_names, segment.bridge)
         router.settle(addresses, book, lambda place, host: self._is_member(place, host, segment))
-        if addresses:
+        if addresses or (foreign and foreign.routes):
             self._check_underlay(segment, book)
-        gateways = self._gateways(segment, book, addresses, router.gateway)
+        gateways = foreign.gateways(book) if foreign else None
+        if gateways is None:
+            gateways = self._gateways(segment, book, addresses, router.gateway)
         for number, address in enumerate(options.reserved):
             book.enter(f"{where}.reserved[{number}]", f"reserved[{number}]", address)
         containers = self._containers(segment, book, gateways, size, runtimes, router)
         dhcp = router.services(addresses, gateways, containers, book, self.lock.get(segment.name, {}), size)
         tunnels = self._devices(segment, addresses, size)
+        if foreign:
+            foreign.finish(book, addresses, self.lock.get(segment.name, {}).values(), containers.values())
+            self._add_foreign(segment, foreign, addresses, gateways, size)
         row = SegmentRow(
             mtu=size,
             bridge=segment.bridge,
@@ -301,7 +329,8 @@ class _Planner:
         where, options = segment.where, segment.options
         # Without a bridge nothing is handed on, so nothing loops.
         stp = options.bridge is None or bool(getattr(options.bridge, "stp", False))
-        graph = tunnel.loops(segment.tunnels, stp, f"{where}.bridge.stp", self.wrong)
+        stp_key = None if segment.foreign else f"{where}.bridge.stp"
+        graph = tunnel.loops(segment.tunnels, stp, stp_key, self.wrong)
         if segment.hosts and len(segment.tunnels) == len(options.tunnels):
             alone = set(segment.host_names) - tunnel.reached(graph, segment.hosts[0].name)
             if alone:
@@ -310,8 +339,10 @@ class _Planner:
                     "add a tunnel with these ends"
                 )
         if segment.bridge is not None:
-            if fields.InterfaceName().check(segment.bridge):
+            if fields.BridgeName().check(segment.bridge):
                 self.wrong.append(f"{where}.bridge.name: {tunnel.too_long(segment.bridge, 'bridge.name')}")
+            if segment.foreign:
+                segment.foreign.check()
             return
         if len(options.tunnels) != 1:
             self.wrong.append(
@@ -335,6 +366,8 @@ class _Planner:
         for host, texts in segment.options.addresses.items():
             where = f"{segment.where}.addresses.{host}"
             if not self._is_member(where, host, segment):
+                continue
+            if segment.foreign and segment.foreign.refuses_address(where):
                 continue
             entered = (book.enter(where, f"host {host}", text) for text in texts)
             out[host] = [address for address in entered if address is not None]
@@ -407,7 +440,8 @@ class _Planner:
         macs: dict[str, str] = {}
         for gateway in filter(names.known, gateways.values()):
             book.holders.setdefault(ipaddress.ip_address(gateway), "the gateway")
-        addresses = self._container_addresses(segment, book, router.spans)
+        spans = [*router.spans, *(segment.foreign.spans if segment.foreign else ())]
+        addresses = self._container_addresses(segment, book, spans)
         gateways.update(self._gateway_container(segment, addresses))
         for name, container in segment.options.containers.items():
             where = f"{segment.where}.containers.{name}"
@@ -445,7 +479,7 @@ class _Planner:
         self, segment: _Members, book: Book, spans: Sequence[Span]
     ) -> dict[str, str | None]:
         """First what is said, then what is locked, and only then what is left: so nobody's address is taken. `spans`
-        are given to whoever asks by DHCP."""
+        are given to whoever asks, by DHCP or Docker."""
         out: dict[str, str | None] = dict.fromkeys(segment.options.containers)
         unsaid: list[str] = []
         for name, container in segment.options.containers.items():
@@ -467,7 +501,8 @@ class _Planner:
                 self.chosen[segment.name][name] = str(address)
                 out[name] = book.enter(where, f"container {name}", str(address))
             elif self.choose:
-                outside = " outside of what dhcp.range gives out" if spans else ""
+                giver = "dhcp.range" if segment.options.dhcp else "bridge.docker.ranges"
+                outside = f" outside of what {giver} gives out" if spans else ""
                 self.wrong.append(
                     f"{where}: none is free in {subnets}{outside}; add a subnet, or run overlay lock --prune"
                 )
@@ -533,7 +568,7 @@ class _Planner:
                 "link_local": any(":" in address for address in own),
             }
 
-        if segment.bridge is not None and segment.options.bridge is not None:
+        if segment.bridge is not None and segment.options.bridge is not None and segment.foreign is None:
             for host in segment.hosts:
                 switch = bridge.device(segment.options.bridge, common(host.name, segment.bridge, holds=True))
                 self._add(host.name, segment.bridge, _Made(f"{segment.where}.bridge", switch, {}))
@@ -568,6 +603,35 @@ class _Planner:
             if (first, where) != (value, made.where) and (value is None or value != first):
                 self.clashes[where, made.where, sentence].append(host)
         others[name] = made
+
+    def _add_foreign(
+        self,
+        segment: _Members,
+        foreign: ForeignBridge,
+        addresses: Mapping[str, list[str]],
+        gateways: Mapping[int, str],
+        size: int,
+    ) -> None:
+        bridge_name = segment.bridge or ""
+        for host in segment.host_names:
+            for name in foreign.claims(bridge_name):
+                first = self.foreign[host].setdefault(name, foreign.key)
+                if first != foreign.key:
+                    why = f"bridge {name} is used on {{hosts}} by {{earlier}} too; a bridge is one segment's"
+                    self.clashes[first, foreign.key, why].append(host)
+            ports = [name for name, made in self.made[host].items() if made.spec.bridge == bridge_name]
+            for name, spec in foreign.services(host, addresses, gateways, ports, size):
+                self.routing.add(host, name, spec, foreign.key)
+
+    def _check_names(self) -> None:
+        """No device of ours has the name of somebody else's bridge, whichever is declared first."""
+        for host, names_ in self.foreign.items():
+            for name, where in names_.items():
+                made = self.made[host].get(name)
+                if made:
+                    key = _name_key(made.where)
+                    why = f"device {name} is made on {{hosts}} by {{earlier}}; set another {key} there"
+                    self.clashes[made.where, where, why].append(host)
 
     def _allow(self, at: Attachment, one: Tunnel, spec: Device) -> None:
         protocol, port = one.kind.listens(one.options)

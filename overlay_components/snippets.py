@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
+from overlay_agent.fields import DOCKER
 from overlay_components import errors, names
 from overlay_components.errors import ConfigErrors
 
 if TYPE_CHECKING:
     from overlay_components.plan import ContainerRow, SegmentRow
 
+#: Stands for a bridge whose name only Docker knows, as IMAGE does for the image.
+_UNNAMED = "BRIDGE"
 #: RFC 1123, and the underscore that resolvers take too.
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 
@@ -53,6 +56,25 @@ class Nic:
     def ip(self) -> str:
         """Its address without the prefix length."""
         return (self.row["address"] or "").partition("/")[0]
+
+    @property
+    def network(self) -> str:
+        """The Docker network's name: the bridge's, where it is this stack's and the network is yet to be made."""
+        return self.row.get("network", self.row["bridge"])
+
+    @property
+    def bridge(self) -> str:
+        """The bridge's name on its host, or what stands for it."""
+        return _UNNAMED if self.row["bridge"].startswith(DOCKER) else self.row["bridge"]
+
+    @property
+    def hint(self) -> list[str]:
+        """How to find the bridge's name, where it is not known."""
+        if self.bridge == self.row["bridge"]:
+            return []
+        form = '{{or (index .Options "com.docker.network.bridge.name") (printf "br-%.12s" .Id)}}'
+        words = ["docker", "network", "inspect", "--format", form, self.network]
+        return [f"For {_UNNAMED} write what this prints on {self.row['host']}: {shlex.join(words)}"]
 
     @property
     def facts(self) -> str:
@@ -115,7 +137,7 @@ def _lxc(nic: Nic, key: str, address: str) -> list[str]:
     row = nic.row
     lines = {
         "type": "veth",
-        "link": row["bridge"],
+        "link": nic.bridge,
         "name": nic.name,
         "hwaddr": row["mac"],
         "mtu": row["mtu"],
@@ -125,7 +147,11 @@ def _lxc(nic: Nic, key: str, address: str) -> list[str]:
         lines[f"ipv{nic.version}{address}"] = row["address"]
     if nic.gateway:
         lines[f"ipv{nic.version}.gateway"] = nic.gateway
-    return [f"# {nic.facts}", *(f"{key}.{part} = {value}" for part, value in lines.items())]
+    return [
+        f"# {nic.facts}",
+        *(f"# {line}" for line in nic.hint),
+        *(f"{key}.{part} = {value}" for part, value in lines.items()),
+    ]
 
 
 def lxd(wanted: Sequence[Nic]) -> list[str]:
@@ -145,7 +171,7 @@ def _devices(command: str, wanted: Sequence[Nic]) -> list[str]:
         row = nic.row
         values = {
             "nictype": "bridged",
-            "parent": row["bridge"],
+            "parent": nic.bridge,
             "name": nic.name,
             "hwaddr": row["mac"],
             "mtu": str(row["mtu"]),
@@ -154,6 +180,7 @@ def _devices(command: str, wanted: Sequence[Nic]) -> list[str]:
         words = [f"{key}={value}" for key, value in values.items()]
         out += [
             f"# {nic.facts}",
+            *(f"# {line}" for line in nic.hint),
             shlex.join([command, "config", "device", "add", row["name"], nic.name, "nic", *words]),
         ]
     # With a bridge that is not its own it has no DHCP to give ipv4.address by.
@@ -173,19 +200,21 @@ def docker(wanted: Sequence[Nic]) -> list[str]:
     words = ["docker", "run", "--detach", "--name", _name(wanted)]
     if len(wanted) == 1:
         [nic] = wanted
-        words += ["--network", nic.row["bridge"]]
+        words += ["--network", nic.network]
         words += [{4: "--ip", 6: "--ip6"}[nic.version], nic.ip] if nic.ip else []
         words += ["--mac-address", nic.row["mac"]]
     else:
         out.append("# Several networks in one command need Docker 25 or later.")
         for nic in wanted:
             address = f",{ {4: 'ip', 6: 'ip6'}[nic.version] }={nic.ip}" if nic.ip else ""
-            words += ["--network", f"name={nic.row['bridge']}{address},mac-address={nic.row['mac']}"]
+            words += ["--network", f"name={nic.network}{address},mac-address={nic.row['mac']}"]
     return [*out, f"{shlex.join(words)} IMAGE"]
 
 
 def _docker_network(nic: Nic) -> list[str]:
     row = nic.row
+    if "network" in row:
+        return []
     own = [net for net in nic.subnets if ipaddress.ip_network(net).version == 4]
     if nic.version != 4 or not own or not row["gateway"]:
         what = f"named {row['bridge']}, with the segment's subnet and a gateway of its own, on bridge {row['bridge']}"
@@ -213,11 +242,13 @@ def compose(wanted: Sequence[Nic]) -> list[str]:
     service: dict[str, Any] = {}
     for nic in wanted:
         address = {f"ipv{nic.version}_address": nic.ip} if nic.ip else {}
-        service[nic.row["bridge"]] = {**address, "mac_address": nic.row["mac"]}
-    networks = {nic.row["bridge"]: {"external": True} for nic in wanted}
+        service[nic.network] = {**address, "mac_address": nic.row["mac"]}
+    networks = {nic.network: {"external": True} for nic in wanted}
+    to_make = any("network" not in nic.row for nic in wanted)
     return [
         *(f"# {nic.facts}" for nic in wanted),
-        "# Docker 25 and Compose 2.24, or later; the networks are made first: overlay snippet --for docker.",
+        "# Docker 25 and Compose 2.24, or later"
+        + ("; the networks are made first: overlay snippet --for docker." if to_make else "."),
         *_yaml({"services": {_name(wanted): {"networks": service}}, "networks": networks}),
     ]
 
@@ -229,10 +260,10 @@ def libvirt(wanted: Sequence[Nic]) -> list[str]:
         row = nic.row
         # Two hyphens would end the comment.
         out += [
-            f"<!-- {re.sub('-(?=-)', '- ', nic.facts)} -->",
+            *(f"<!-- {re.sub('-(?=-)', '- ', line)} -->" for line in (nic.facts, *nic.hint)),
             "<interface type='bridge'>",
             f"  <mac address={quoteattr(row['mac'])}/>",
-            f"  <source bridge={quoteattr(row['bridge'])}/>",
+            f"  <source bridge={quoteattr(nic.bridge)}/>",
             "  <model type='virtio'/>",
             f"  <mtu size={quoteattr(str(row['mtu']))}/>",
             "</interface>",

@@ -362,8 +362,9 @@ def _addresses(where: str, ends: Sequence[End], wrong: list[str]) -> None:
 # -- loops -----------------------------------------------------------------------------------
 
 
-def loops(tunnels: Sequence[Tunnel], stp: bool, stp_key: str, wrong: list[str]) -> dict[str, set[str]]:
-    """Adds an error for each tunnel that closes a ring of bridges (rule 12). Returns the graph: neighbours by node."""
+def loops(tunnels: Sequence[Tunnel], stp: bool, stp_key: str | None, wrong: list[str]) -> dict[str, set[str]]:
+    """Adds an error for each tunnel that closes a ring of bridges (rule 12). Returns the graph: neighbours by node.
+    `stp_key`: where spanning tree can be set; None: the bridge is somebody else's."""
     graph: dict[str, set[str]] = collections.defaultdict(set)
     for tunnel in tunnels:
         for a, b in tunnel.edges():
@@ -373,7 +374,8 @@ def loops(tunnels: Sequence[Tunnel], stp: bool, stp_key: str, wrong: list[str]) 
                 full = tunnel.options.topology == PAIRS and ends > _TWO and count == ends * (ends - 1) // _TWO
                 way = "topology: mesh joins all of them without a loop" if full else "leave one pair or tunnel out"
                 text = " - ".join(node.removeprefix("tunnel/") for node in [*ring, a])
-                wrong.append(f"{tunnel.where}: would loop: {text}; {way}, or set {stp_key}: true")
+                more = f", or set {stp_key}: true" if stp_key else ""
+                wrong.append(f"{tunnel.where}: would loop: {text}; {way}{more}")
                 break
             graph[a].add(b)
             graph[b].add(a)

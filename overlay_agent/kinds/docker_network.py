@@ -15,7 +15,7 @@ from overlay_agent.kinds.base import RECREATE, Kind, Spec, attribute, optional
 
 @dataclasses.dataclass(frozen=True)
 class DockerNetwork(Spec):
-    """One network of the driver bridge. Units: mtu in bytes.
+    """One network of the driver bridge; the service's name is `docker:<its name>`. Units: mtu in bytes.
 
     `create`: the network is ours: made, compared in every field, removed. Without, it has to be
     there; its subnets are compared, and its MTU must not be above `mtu`.
@@ -23,7 +23,6 @@ class DockerNetwork(Spec):
 
     KIND: ClassVar[str] = "docker-network"
 
-    network: str = attribute(fields.DOCKER_NETWORK, change=RECREATE)
     create: bool = attribute(fields.Flag(), default=False)
     #: The bridge's name (com.docker.network.bridge.name); null: whatever Docker called it.
     bridge: str | None = attribute(optional(fields.InterfaceName()), default=None, change=RECREATE)

@@ -18,7 +18,7 @@ from overlay_components.plan import make_plan
 
 OWNER = Owner("overlay", "cases", "0")
 FILES = sorted(Path(__file__).parent.glob("*.yaml"))
-ROW = ("host", "runtime", "bridge", "address", "gateway", "mtu")
+ROW = ("host", "runtime", "bridge", "network", "address", "gateway", "mtu")
 
 
 def planned(stack, lock=None):
@@ -37,7 +37,7 @@ def planned(stack, lock=None):
 
 
 def shown(row):
-    return {key: row[key] for key in ROW if key != "runtime" or row[key] != "none"}
+    return {key: row[key] for key in ROW if key in row and (key, row[key]) != ("runtime", "none")}
 
 
 def without_macs(devices):

@@ -13,7 +13,6 @@ from pulumi_command import local
 from overlay_agent import document, fields
 from overlay_components import (
     Bridge,
-    DhcpRouter,
     Host,
     Overlay,
     VxlanTunnel,
@@ -21,6 +20,7 @@ from overlay_components import (
     component,
     config,
     dhcp_router,
+    foreign_bridge,
     host,
     vxlan_tunnel,
 )
@@ -465,6 +465,41 @@ def test_a_slow_address_is_waited_for():
     assert run(program).document("prod-c")["host"] == "c"
 
 
+# -- bridges of others -------------------------------------------------------------------------
+
+
+def test_a_docker_network_is_declared_by_hosts():
+    def program():
+        with Overlay("prod"):
+            a, b = ends("a", "b")
+            app = Bridge(
+                "app",
+                subnets=["172.18.0.0/16"],
+                addresses={a: "172.18.0.1", b: Output.from_input("172.18.0.2")},
+                bridge={"docker": {"create": True, "ranges": {a: "172.18.128.0/24", b: "172.18.129.0/24"}}},
+            )
+            VxlanTunnel("app-mesh", bridge=app, vni=42)
+            ops = Bridge("ops", hosts=[a], subnets=["172.19.0.0/16"], bridge={"attach": {"docker": "mynetwork"}})
+            VxlanTunnel("ops-mesh", bridge=ops, vni=43)
+
+    found = run(program).document("prod-a")
+    assert found["devices"].keys() == {"vx-app", "vx-ops"}
+    assert found["services"]["docker:app"]["ranges"] == {"172.18.128.0/24": {}}
+    assert found["services"]["docker:app"]["auxiliary"] == {"b": "172.18.0.2"}
+    assert found["services"]["guard-ops"]["addresses"] == {"172.19.0.1": {}}
+
+
+def test_an_address_that_is_not_there_yet_is_shown_in_the_network():
+    def program():
+        unknown = local.Command("address", create="x").stdout
+        with Overlay("prod"):
+            [a] = ends("a")
+            Bridge("app", subnets=["172.18.0.0/16"], addresses={a: unknown}, bridge={"docker": {"create": True}})
+
+    found = run(program, World(preview=True)).document("prod-a")
+    assert list(found["services"]["docker:app"]["gateways"]) == ["<a of addresses>"]
+
+
 # -- one list of fields ------------------------------------------------------------------------
 
 
@@ -479,6 +514,8 @@ def keys(model, *leave_out):
         (host.UnderlayArgs, keys(config.Underlay)),
         (bridge.SegmentArgs, keys(config.Segment, "tunnels", "dhcp")),
         (bridge.BridgeDeviceArgs, keys(bridge.OPTIONS)),
+        (bridge.AttachArgs, keys(foreign_bridge.AttachOptions)),
+        (bridge.DockerArgs, keys(foreign_bridge.DockerOptions)),
         (bridge.ContainerArgs, keys(config.Container)),
         (dhcp_router.DhcpArgs, keys(dhcp_router.DhcpOptions)),
         (dhcp_router.ReservationArgs, keys(dhcp_router.Reservation)),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from overlay_agent.document import Owner
 from overlay_agent.kinds.vxlan import Vxlan
-from overlay_components import bridge, config, dhcp_router, vxlan_tunnel
+from overlay_components import bridge, config, dhcp_router, foreign_bridge, vxlan_tunnel
 from overlay_components.config import from_pulumi, load_config, read_stack_file
 from overlay_components.errors import ConfigErrors
 from overlay_components.names import Placeholder
@@ -254,6 +254,7 @@ class TestOurStacks:
 
     def test_they_are_all_there(self):
         wanted = {"lab", "doc-000-unicast", "doc-000-multicast", "doc-001-mesh", "doc-002-v4", "doc-002-v6"}
+        wanted |= {"doc-002-docker", "doc-003", "doc-003-9001", "doc-003-attach"}
         assert wanted <= {path.name.split(".")[1] for path in STACKS}
 
 
@@ -272,6 +273,8 @@ class TestTheDocument:
             ("overlay:peers", config.Peer),
             ("overlay:segments", config.Segment),
             ("bridge", bridge.OPTIONS),
+            ("attach", foreign_bridge.AttachOptions),
+            ("docker", foreign_bridge.DockerOptions),
             ("containers", config.Container),
             ("dhcp", dhcp_router.DhcpOptions),
             ("dhcp", dhcp_router.Reservation),
