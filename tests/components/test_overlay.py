@@ -13,6 +13,7 @@ from pulumi_command import local
 from overlay_agent import document, fields
 from overlay_components import (
     Bridge,
+    DhcpRouter,
     Host,
     Overlay,
     VxlanTunnel,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -200,7 +201,7 @@ def test_the_loss_of_a_router(stack):
     ping.terminate()
     said, _ = ping.communicate(timeout=10)
     answered = [int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", said)]
-    gaps = [b - a for a, b in zip(answered, answered[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(answered)]
     assert max(gaps) <= 30, f"no answer for {max(gaps)} pings, ten a second"
     assert answered[-1] > answered[gaps.index(max(gaps))] + max(gaps), "it answers on"
     # The other one knows the same leases: asked anew, the same address, and names.
@@ -241,7 +242,8 @@ def test_a_floating_address_moves_between_containers_of_two_hosts(stack):
             virtual_ipaddress {{ 10.0.4.100/24 }}
         }}"""
         lab.path(host, "/etc/floating.conf").write_text(config)
-        lab.exec_container(host, name, "keepalived --use-file /etc/floating.conf --pid /run/f.pid --vrrp_pid /run/fv.pid")
+        files = "--use-file /etc/floating.conf --pid /run/f.pid --vrrp_pid /run/fv.pid"
+        lab.exec_container(host, name, f"keepalived {files}")
         lab.exec_container(host, name, web_server(f"from {host}"))
     asked = "i=0; until curl -sf -m 1 http://10.0.4.100/; do i=$((i+1)); test $i -lt 60 || exit 1; sleep 0.1; done"
     for client_host, client in (("h1", "super-b"), ("h2", "super-d")):
