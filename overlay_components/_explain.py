@@ -63,7 +63,8 @@ def _managed(raw: Mapping[str, Any], name: str, made: Plan) -> dict[str, Any]:
         ends = [end for facts in row["tunnels"].values() for end in facts["ends"]]
         members = out["segments"][segment].get("hosts") or before
         # Who routes and serves stays among the hosts.
-        kept = {key: value for key, value in out["segments"][segment].items() if key not in {"dhcp", "routes"}}
+        not_theirs = {"dhcp", "routes", "gateway"}
+        kept = {key: value for key, value in out["segments"][segment].items() if key not in not_theirs}
         out["segments"][segment] = {**kept, "hosts": list(members)}
         if name in ends and name not in members:
             out["segments"][segment]["hosts"].append(name)

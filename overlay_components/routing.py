@@ -373,7 +373,7 @@ class Router:
                 authoritative=len(self.hosts) == 1,
             )
             self.routing.add(host, f"dhcp-{self.name}", spec, self.at)
-        self._nat(self.dhcp, containers, book)
+        self._nat(self.dhcp, containers, gateways, book)
         for version, gateway in gateways.items():
             at = self.hosts if gateway in floating else [host for host in self.hosts if gateway in own[host]]
             self.routing.passes(at, [version])
@@ -473,7 +473,9 @@ class Router:
 
     # -- address translation -----------------------------------------------------------------
 
-    def _nat(self, dhcp: DhcpOptions, containers: Mapping[str, ContainerRow], book: Book) -> None:
+    def _nat(
+        self, dhcp: DhcpOptions, containers: Mapping[str, ContainerRow], gateways: Mapping[int, str], book: Book
+    ) -> None:
         targets = {name: _bare(row["address"]) for name, row in containers.items() if row["address"]}
         targets |= {name: _bare(reservation.address) for name, reservation in dhcp.reservations.items()}
         # An IPv6 subnet that others can route to needs no translation.
@@ -482,7 +484,7 @@ class Router:
         public = self._public(dhcp, targets, book)
         if not (masquerade or forwards or public):
             return
-        self._check_way_back(dhcp, containers)
+        self._check_way_back(dhcp, gateways, book)
         spec = Nat(
             interface=self.bridge or "",
             masquerade={str(net): {} for net in masquerade},
@@ -495,14 +497,17 @@ class Router:
         for host in self.hosts:
             self.routing.add(host, f"nat-{self.name}", spec, self.at)
 
-    def _check_way_back(self, dhcp: DhcpOptions, containers: Mapping[str, ContainerRow]) -> None:
-        """What is translated has to come by the translator: it does where the containers route through it."""
+    def _check_way_back(self, dhcp: DhcpOptions, gateways: Mapping[int, str], book: Book) -> None:
+        """What is translated has to come back by the translator: it does where the containers route through it."""
+        mine = {"the gateway", *(f"host {host}" for host in self.hosts)}
+        holders = (
+            book.holders.get(_ip(gateway), "the gateway") for gateway in gateways.values() if names.known(gateway)
+        )
+        other = next((holder for holder in holders if holder not in mine), None)
         keys = {"masquerade": dhcp.masquerade, "forwards": dhcp.forwards, "publicAddresses": dhcp.public_addresses}
-        said = self.segment.gateway
-        elsewhere = said is not None and (said in containers or (said in self.members and said not in self.hosts))
-        if elsewhere:
+        if other:
             self.wrong += [
-                f"{self.at}.{key}: needs {errors.listed(self.hosts)} as the containers' gateway, and that is {said}; "
+                f"{self.at}.{key}: needs {errors.listed(self.hosts)} as the containers' gateway, and that is {other}; "
                 "leave out one of them"
                 for key, value in keys.items()
                 if value

@@ -34,6 +34,30 @@ config:
       subnets: [10.11.0.0/24]
       tunnels: {mesh: {kind: vxlan, vni: 43}}
 """
+ROUTER = """\
+config:
+  overlay:hosts:
+    a: {address: 198.18.0.11}
+    b: {address: 198.18.0.12}
+  overlay:segments:
+    app:
+      subnets: [10.10.0.0/24]
+      tunnels: {mesh: {kind: vxlan, vni: 42}}
+      dhcp:
+        host: a
+        range: 10.10.0.100-10.10.0.199
+        leaseMax: 253
+        dns: [192.0.2.53, 192.0.2.54]
+        strictOrder: false
+        masquerade: true
+        forwards: {8080: "web:80", udp/53: 10.10.0.9}
+      routes: {10.20.0.0/24: b}
+      containers:
+        web: {host: b, address: 10.10.0.11}
+        db: {host: b, address: 10.10.0.12}
+        mail: {host: b, address: 10.10.0.13}
+        log: {host: b, address: 10.10.0.14}
+"""
 
 
 @pytest.fixture
@@ -143,6 +167,30 @@ def test_plan_is_a_table(overlay):
     assert any(row[:4] == ["h1", "vx-ops", "vxlan", "br-ops"] for row in rows)
 
 
+def test_plan_shows_services(overlay, tmp_path):
+    (tmp_path / "Pulumi.x.yaml").write_text(ROUTER)
+    rows = [line.split(maxsplit=3) for line in overlay("plan", "Pulumi.x.yaml").stdout.splitlines()]
+    found = {row[1]: row[3].strip() for row in rows if row[:1] == ["a"] and len(row) > 3}
+    assert found["dhcp-app"] == (
+        "interface br-app, addresses 10.10.0.1, subnets 10.10.0.0/24, ranges 10.10.0.100-10.10.0.199, hosts 4, "
+        "leaseMax 253, dns 192.0.2.53 192.0.2.54, router 10.10.0.1, mtu 1450, strictOrder off"
+    )
+    forwards = "tcp/8080->10.10.0.11:80 udp/53->10.10.0.9"
+    assert found["nat-app"] == f"interface br-app, masquerade 10.10.0.0/24, forwards {forwards}"
+    assert found["routes-app"] == "routes 10.20.0.0/24->198.18.0.12"
+    assert found["forwarding"] == "ipv4"
+    rules = [line.split() for line in overlay("plan", "Pulumi.x.yaml").stdout.splitlines()]
+    assert ["a", "forward", "tcp/8080", "tcp", "8080", "anywhere"] in rules
+    made = json.loads(overlay("plan", "--json", "Pulumi.x.yaml").stdout)
+    assert made["segments"]["app"]["dhcp"] == {
+        "hosts": ["a"],
+        "ranges": {"a": ["10.10.0.100-10.10.0.199"]},
+        "leases": 4,
+        "domain": None,
+    }
+    assert made["hosts"]["a"]["underlayRules"]["forward udp/53"] == {"protocol": "udp", "port": 53, "peers": {}}
+
+
 def test_plan_shows_text_as_it_is(overlay):
     """To the library that draws the table `:ab:` is a picture."""
     assert "00:16:3e:ab:f9:65" in overlay("plan", ROOT / "stacks/Pulumi.doc-000-unicast.yaml").stdout
@@ -229,6 +277,14 @@ def test_explain_a_peer(overlay, tmp_path):
     assert "alias" not in said, "our mark on what is not ours"
     assert "10.10.0.1" not in said, "that is host a's address"
     assert "nothing to type" in overlay("explain", "lonely", "Pulumi.x.yaml").stdout
+
+
+def test_explain_a_peer_of_a_segment_with_a_router(overlay, tmp_path):
+    block = "      gateway: a\n      dhcp: {host: a, masquerade: true}\n      routes: {10.20.0.0/24: b}"
+    (tmp_path / "Pulumi.x.yaml").write_text(PEER.replace("      addresses: {a: 10.10.0.1}", block))
+    said = overlay("explain", "r", "Pulumi.x.yaml").stdout
+    assert "bridge fdb append 00:00:00:00:00:00 dev vx-app dst 198.18.0.11\n" in said
+    assert "10.10.0.1" not in said, "the router is host a"
 
 
 def test_explain_a_peer_that_no_linux_host_could_be(overlay, tmp_path):

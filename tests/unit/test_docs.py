@@ -88,7 +88,7 @@ def test_every_shell_block_of_readme_is_run():
 
 def test_readme_names_the_kinds_that_there_are():
     table = docs.section(README, "## What works today")
-    rows = re.findall(r"(?m)^\| `([a-z0-9]+)` \|", table)
+    rows = re.findall(r"(?m)^\| `([a-z0-9-]+)` \|", table)
     assert sorted(rows) == sorted(KINDS)
     assert config.TUNNELS.keys() <= set(rows)
 
