@@ -299,6 +299,19 @@ class Empty(Type):
         return None if value == {} else f"{value!r} is not {{}}"
 
 
+class Others(Keyed):
+    """What was found in a place that is ours and is not of our making. A document has none."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__(word, Nothing(), Empty())
+
+    def normal(self, value: Any) -> Any:
+        return value
+
+    def check(self, value: Any) -> str | None:
+        return None if value == {} else f"{value!r} is what only a look at the host can tell; leave it out"
+
+
 #: As Docker itself takes them (RestrictedNamePattern).
 DOCKER_NETWORK = Pattern(r"[A-Za-z0-9][A-Za-z0-9_.-]+", "the name of a Docker network (letters, digits, '_', '.', '-')")
 ADDRESSES = Keyed("address", Prefixed(), Empty())

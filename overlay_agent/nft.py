@@ -40,25 +40,60 @@ def has_table_comments() -> bool:
     return bool(version) and tuple(int(part) for part in version.groups()) >= (0, 9, 7)  # type: ignore[union-attr]
 
 
-def table(name: str) -> list[dict[str, Any]] | None:
-    """What is in our table of the family inet, as `nft -j` has it; None where it is not there."""
-    text = _read("-j", "list", "table", "inet", name)
+def table(family: str, name: str) -> list[dict[str, Any]] | None:
+    """What is in the table, as `nft -j` has it; None where it is not there."""
+    text = _read("-j", "list", "table", family, name)
     return None if text is None else [row for row in json.loads(text)["nftables"] if "metainfo" not in row]
 
 
-def text(name: str) -> str:
-    """Our table in nft's own language; empty where it is not there."""
-    return _read("list", "table", "inet", name) or ""
+def text(family: str, name: str) -> str:
+    """The table in nft's own language; empty where it is not there."""
+    return _read("list", "table", family, name) or ""
+
+
+def tables(family: str) -> list[str]:
+    """The names of the family's tables."""
+    rows = json.loads(_read("-j", "list", "tables", family) or '{"nftables": []}')["nftables"]
+    return [row["table"]["name"] for row in rows if "table" in row]
+
+
+def lines(listing: str) -> list[str]:
+    """What stands in a table's listing, a line each, with the chain or set in front; its comment left out."""
+    found, block = [], ""
+    for line in listing.splitlines()[1:]:
+        word = line.strip()
+        if word.endswith("{") and line.startswith("\t") and not line.startswith("\t\t"):
+            block = word[:-2]
+            found.append(block)
+        elif line.startswith("\t\t"):
+            found += [f"{block}: {word}"] if word != "}" else []
+        elif word not in ("", "}") and not word.startswith("comment "):
+            found.append(word)
+    return found
+
+
+def as_listed(family: str, name: str, ruleset: str) -> list[str]:
+    """`lines` of the ruleset as this nft lists it, which differs from version to version. Raises KernelError."""
+    # In a network namespace that ends with the command: nothing of the host is touched.
+    script = f"nft -f - && nft list table {family} {name}"
+    done = subprocess.run(["unshare", "--net", "sh", "-c", script], input=ruleset.encode(), capture_output=True,
+                          check=False, env={**os.environ, "LC_ALL": "C"})  # fmt: skip
+    if done.returncode:
+        raise KernelError(f"{family} {name}: nft", errno.EIO, _sentence(done))
+    return lines(done.stdout.decode())
 
 
 def change(kernel: Kernel, what: str, script: str) -> None:
     """Carries the script out, all of it or nothing. Raises KernelError."""
     done = subprocess.run(["nft", "-f", "-"], input=script.encode(), capture_output=True, check=False)
     if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        sentence = re.sub(r"^\S*:\d+:\d+(-\d+)?: ", "", lines[0]) if lines else f"exit code {done.returncode}"
-        raise KernelError(f"{what}: nft", errno.EIO, sentence)
+        raise KernelError(f"{what}: nft", errno.EIO, _sentence(done))
     kernel.reached()
+
+
+def _sentence(done: subprocess.CompletedProcess[bytes]) -> str:
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return re.sub(r"^\S*:\d+:\d+(-\d+)?: ", "", said[0]) if said else f"exit code {done.returncode}"
 
 
 def warnings(host: str, wanted: Sequence[Listens]) -> list[str]:
