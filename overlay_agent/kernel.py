@@ -133,6 +133,8 @@ class Kernel:
         self.links: dict[str, Link] = {}
         self.name_of: dict[int, str] = {}
         self.index_of: dict[str, int] = {}
+        #: What other programs of the host listed in this look, by program; whoever changes it takes it out.
+        self.listings: dict[str, Any] = {}
         self._addresses: dict[int, list[str]] = {}
         self.refresh()
 
@@ -143,7 +145,7 @@ class Kernel:
 
     def refresh(self) -> None:
         """Reads all devices and addresses anew."""
-        self.links, self.name_of, self.index_of, self._addresses = {}, {}, {}, {}
+        self.links, self.name_of, self.index_of, self._addresses, self.listings = {}, {}, {}, {}, {}
         request = ifinfmsg()
         request["attrs"] = [("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
         for message in self._dump(RTM_GETLINK, request):
