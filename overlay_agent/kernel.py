@@ -64,6 +64,8 @@ RTEXT_FILTER_SKIP_STATS = 8
 ADDR_GEN_EUI64, ADDR_GEN_NONE = 0, 1
 IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
 SCOPE_LINK = 253
+#: INFINITY_LIFE_TIME (net/addrconf.h).
+FOREVER = 0xFFFFFFFF
 #: Requests sent together. Bounded, so that their answers fit into the socket's buffer.
 BATCH = 200
 
@@ -288,6 +290,15 @@ class Kernel:
             message = _address_request(self.index_of[name], address)
             flags = NLM_F_CREATE | NLM_F_REPLACE
             self._change(f"{name}: add address {address}", RTM_NEWADDR, [message], flags)
+
+    def add_guest_address(self, name: str, address: str) -> None:
+        """Adds an address (with its prefix length) that this host answers to and does not send from."""
+        message = _address_request(self.index_of[name], address)
+        if ":" in address:
+            # Else a newer one of the same network is preferred (RFC 6724, section 5); IPv4 takes the first.
+            times = {"ifa_preferred": 0, "ifa_valid": FOREVER, "cstamp": 0, "tstamp": 0}
+            message["attrs"].append(("IFA_CACHEINFO", times))
+        self._change(f"{name}: add address {address}", RTM_NEWADDR, [message], NLM_F_CREATE | NLM_F_REPLACE)
 
     def order_addresses(self, name: str, want: Sequence[str]) -> None:
         """Makes the IPv4 addresses stand in that order, when they are those but in another."""

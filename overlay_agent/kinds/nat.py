@@ -108,7 +108,7 @@ class NatKind(TableKind):
     def commands(self, name: str, spec: Nat, mark: str) -> list[list[str]]:
         # The NIC is the host's; a shell there finds it by the route to the address.
         nic = "$(ip -o route get {} | sed 's/.* dev \\([^ ]*\\).*/\\1/')"
-        public = [["sh", "-c", f"ip address add {_full(a)} dev {nic.format(a)}"] for a in spec.public_addresses]
+        public = [["sh", "-c", f"ip address add {_full(a)} dev {nic.format(a)}{_deprecated(a)}"] for a in spec.public_addresses]
         return [*super().commands(name, spec, mark), *public, *docker_user.commands(mark, _rules(spec))]
 
     def passes(self, name: str, spec: Nat) -> list[Passes]:
@@ -137,9 +137,12 @@ class NatKind(TableKind):
             out.append(f"interface {spec.interface!r} is not a bridge of this host; declare it")
         found = self.find(kernel, name, wanted.owner.alias(name)) or Nat(spec.interface)
         mine = set(found.public_addresses) | set(_stored(wanted, name))
+        elsewhere = _elsewhere(wanted, name)
+        theirs = {address for _, one in elsewhere for address in one.public_addresses}
         for address in spec.public_addresses:
-            out += _wrong_address(kernel, address, spec.interface, wanted, ours=address in mine)
-        out += _taken_elsewhere(spec, wanted, name)
+            if address not in theirs:  # said below, with whose it is
+                out += _wrong_address(kernel, address, spec.interface, wanted, ours=address in mine)
+        out += [wrong for whose, one in elsewhere for wrong in _taken(spec, whose, one)]
         new = [listen for listen in spec.forwards if listen not in found.forwards]
         return out + _listened(kernel, spec, new)
 
@@ -346,6 +349,11 @@ def _full(address: str) -> str:
     return f"{address}/{ipaddress.ip_address(address).max_prefixlen}"
 
 
+def _deprecated(address: str) -> str:
+    """What `ip address add` needs so that the host itself does not send from it."""
+    return " preferred_lft 0 nodad" if ":" in address else ""
+
+
 def _has(kernel: Kernel, address: str, bridge: str) -> str:
     """The NIC on which the public address stands as we put it there, or nothing."""
     link = kernel.device_with(address)
@@ -353,7 +361,7 @@ def _has(kernel: Kernel, address: str, bridge: str) -> str:
 
 
 def _add(kernel: Kernel, nic: str, address: str) -> None:
-    kernel.set_addresses(nic, [], [_full(address)])
+    kernel.add_guest_address(nic, _full(address))
     kernel.refresh()
 
 
@@ -403,27 +411,35 @@ def _stored(wanted: Document, name: str) -> Mapping[str, str]:
     return found
 
 
-def _taken_elsewhere(spec: Nat, wanted: Document, name: str) -> list[str]:
-    """What another segment's or stack's table translates already."""
+def _elsewhere(wanted: Document, name: str) -> list[tuple[str, Nat]]:
+    """What other segments and stacks translate on this host, each with its name."""
     from overlay_agent import nft  # noqa: PLC0415 - as above
 
-    # This document's own, by what they shall be, the others by what stands in their tables.
+    # This document's own by what they shall be (of two the later one is wrong), the others by their tables.
     declared = {other: one for other, one in wanted.services.items() if one.KIND == Nat.KIND}
     tables = {table_of(wanted.owner.alias(other)) for other in declared}
-    theirs = [(other, one) for other, one in declared.items() if other < name]
+    out = [(other, one) for other, one in sorted(declared.items()) if other < name]
     for table in nft.tables("inet"):
         if table.startswith(nft.PREFIX) and table not in tables:
             text = nft.text("inet", table)
             label = re.search(r'^\tcomment "overlay:(.*)"$', text, re.MULTILINE)
-            theirs.append((label[1] if label else table, _spec(comment_of(line) for line in nft.lines(text))))
-    out = []
-    for whose, one in theirs:
-        for listen in sorted(spec.forwards):
-            out += [f"forwards {listen}: {other} goes to {target['address']} already, by {whose}; take another port"
-                    for other, target in sorted(one.forwards.items()) if _same_ports(listen, other)]  # fmt: skip
-        out += [f"publicAddresses: {address} stands for {one.public_addresses[address]} already, by {whose}; take "
-                "another one" for address in sorted(spec.public_addresses.keys() & one.public_addresses.keys())]  # fmt: skip
+            one = _spec(comment_of(line) for line in nft.lines(text))
+            out.append((label[1] if label else f"the table {table}", one))
     return out
+
+
+def _taken(spec: Nat, whose: str, one: Nat) -> list[str]:
+    """What of `spec` another one translates already."""
+    out = [
+        f"forwards {listen}: {other} goes to {target['address']} already, by {whose}; take another port"
+        for listen in sorted(spec.forwards)
+        for other, target in sorted(one.forwards.items())
+        if _same_ports(listen, other)
+    ]
+    return out + [
+        f"publicAddresses: {address} stands for {one.public_addresses[address]} already, by {whose}; take another one"
+        for address in sorted(spec.public_addresses.keys() & one.public_addresses.keys())
+    ]
 
 
 def _listened(kernel: Kernel, spec: Nat, new: list[str]) -> list[str]:

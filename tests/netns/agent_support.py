@@ -231,12 +231,11 @@ with socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.S
 
 
 class Node:
-    """A container on a host, or what else has a network namespace of its own there; `host` itself is one with "" as
-    name. What it starts ends with the test's host."""
+    """Where packets come from and go to: a host, or a network namespace on it, such as a container's."""
 
-    def __init__(self, host, name=""):
+    def __init__(self, host, name, netns=None):
         self.host, self.name = host, name
-        self.enter = ["ip", "netns", "exec", name] if name else []
+        self.enter = ["ip", "netns", "exec", netns] if netns else []
 
     def run(self, command, **more):
         return self.host.run(*self.enter, *shlex.split(command), **more)
@@ -259,7 +258,7 @@ def container(host, name, bridge, *addresses, gateways=()):
     host.run(f"ip netns add {name}")
     host.run(f"ip link add p-{name} type veth peer name eth0 netns {name}")
     host.run(f"ip link set p-{name} addrgenmode none up master {bridge}")
-    node = Node(host, name)
+    node = Node(host, name, name)
     node.run("ip link set lo up")
     node.run("ip link set eth0 up")
     for address in addresses:
