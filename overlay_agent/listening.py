@@ -7,6 +7,7 @@ import ipaddress
 import os
 import sys
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 
 #: The state that waits: of TCP, LISTEN; of UDP, a socket that is not connected (net/tcp_states.h).
@@ -29,18 +30,16 @@ class Program:
         return f"{self.name} (pid {self.pid})" if self.pid else "a program that is not seen from here"
 
 
-def programs(protocol: str, low: int, high: int, *, ipv4: bool, ipv6: bool) -> list[Program]:
-    """Whoever waits on one of the ports at an address that others can reach, for that IP version."""
+def programs(protocol: str, low: int, high: int, versions: AbstractSet[int]) -> list[Program]:
+    """Whoever waits on one of the ports at an address that others can reach by these IP versions."""
     found: dict[int, int] = {}
     for version in ("", "6"):
         for inode, address, port in _sockets(f"/proc/self/net/{protocol}{version}", _WAITS[protocol]):
             where = ipaddress.ip_address(address)
             mapped = getattr(where, "ipv4_mapped", None)
             # A socket on :: takes IPv4 too, unless it was told otherwise, which is not to be seen here.
-            takes_ipv4 = where.version == 4 or mapped is not None or int(where) == 0
-            takes_ipv6 = where.version == 6 and mapped is None
-            reachable = not (mapped or where).is_loopback
-            if low <= port <= high and reachable and ((ipv4 and takes_ipv4) or (ipv6 and takes_ipv6)):
+            takes = {4} if where.version == 4 or mapped else {4, 6} if int(where) == 0 else {6}
+            if low <= port <= high and takes & versions and not (mapped or where).is_loopback:
                 found[inode] = port
     owners = _owners(set(found)) if found else {}
     rows = [Program(*owners.get(inode, _UNSEEN), port) for inode, port in found.items()]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from overlay_agent import docker_user, fields
 from overlay_agent.fields import Difference
-from overlay_agent.kinds.base import Kind, Passes, Spec, attribute
+from overlay_agent.kinds.base import Passes, Spec, attribute
 from overlay_agent.kinds.table import TableKind, comment_of, table_of
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ class NatKind(TableKind):
         if out:
             return out
         if not (spec.masquerade or spec.forwards or spec.public_addresses):
-            out.append(f"interface: nothing is translated for {spec.interface}; give masquerade, forwards or "
-                       "publicAddresses, or leave the service out")  # fmt: skip
+            nothing = f"interface: nothing is translated for {spec.interface}"
+            out.append(f"{nothing}; give masquerade, forwards or publicAddresses, or leave the service out")
         for field, subnets in (("subnets", spec.subnets), ("masquerade", spec.masquerade)):
             for one, other in _pairs(sorted(subnets)):
                 if _overlap(one, other):
@@ -108,7 +108,10 @@ class NatKind(TableKind):
     def commands(self, name: str, spec: Nat, mark: str) -> list[list[str]]:
         # The NIC is the host's; a shell there finds it by the route to the address.
         nic = "$(ip -o route get {} | sed 's/.* dev \\([^ ]*\\).*/\\1/')"
-        public = [["sh", "-c", f"ip address add {_full(a)} dev {nic.format(a)}{_deprecated(a)}"] for a in spec.public_addresses]
+        public = [
+            ["sh", "-c", f"ip address add {_full(address)} dev {nic.format(address)}{_deprecated(address)}"]
+            for address in sorted(spec.public_addresses)
+        ]
         return [*super().commands(name, spec, mark), *public, *docker_user.commands(mark, _rules(spec))]
 
     def passes(self, name: str, spec: Nat) -> list[Passes]:
@@ -144,7 +147,7 @@ class NatKind(TableKind):
                 out += _wrong_address(kernel, address, spec.interface, wanted, ours=address in mine)
         out += [wrong for whose, one in elsewhere for wrong in _taken(spec, whose, one)]
         new = [listen for listen in spec.forwards if listen not in found.forwards]
-        return out + _listened(kernel, spec, new)
+        return out + (_listened(spec, new) if new else [])
 
     def image(self, kernel: Kernel, name: str, mark: str) -> dict[str, Any]:
         rules = _spec(self._comments(mark))
@@ -243,7 +246,8 @@ def _hairpin(spec: Nat) -> Iterator[_Rule]:
     # By the source and not by the interface it came in by: a frame that br_netfilter hands back to
     # the bridge has none here.
     for subnet in sorted(spec.subnets):
-        yield f'ct status dnat {_family(subnet)} saddr {subnet} oifname "{spec.interface}" masquerade', f"subnet {subnet}"
+        match = f'ct status dnat {_family(subnet)} saddr {subnet} oifname "{spec.interface}"'
+        yield f"{match} masquerade", f"subnet {subnet}"
 
 
 def _masquerade(spec: Nat) -> Iterator[_Rule]:
@@ -312,7 +316,7 @@ def _wrong_forward(listen: str, target: Mapping[str, str]) -> list[str]:
     out = []
     for what, (low, high) in spans.items():
         said = f"{low}-{high}" if low != high else str(low)
-        if not 1 <= low or not high <= HIGHEST_PORT:
+        if low < 1 or high > HIGHEST_PORT:
             out.append(f"forwards {listen}: {what}{said} is not within 1 to {HIGHEST_PORT}")
         if low > high:
             out.append(f"forwards {listen}: {what}{said} goes backwards; write {high}-{low}")
@@ -385,13 +389,14 @@ def _nic_for(kernel: Kernel, address: str, bridge: str) -> str:
 def _wrong_address(kernel: Kernel, address: str, bridge: str, wanted: Document, *, ours: bool) -> list[str]:
     link = kernel.device_with(address)
     if link and not (ours and _has(kernel, address, bridge)):
-        return [f"publicAddresses: {address} is this host's already (on {link.name}); take one that nobody has, or "
-                f"remove that one: ip address del {_on(kernel, address)} dev {link.name}"]  # fmt: skip
+        command = f"ip address del {_on(kernel, address)} dev {link.name}"
+        there = f"publicAddresses: {address} is this host's already (on {link.name})"
+        return [f"{there}; take one that nobody has, or remove that one: {command}"]
     networks = [(i, nic) for i, nic in _networks(kernel, bridge) if nic not in wanted.devices]
     if not any(ipaddress.ip_address(address) in i.network for i, _ in networks):
         said = ", ".join(f"{nic}: {i}" for i, nic in networks if i.version == ipaddress.ip_address(address).version)
-        return [f"publicAddresses: {address} is in no network of this host's NICs ({said or 'none has an address'}); "
-                "take one that is, or give the NIC an address of that network"]  # fmt: skip
+        none = f"publicAddresses: {address} is in no network of this host's NICs ({said or 'none has an address'})"
+        return [f"{none}; take one that is, or give the NIC an address of that network"]
     return []
 
 
@@ -442,21 +447,20 @@ def _taken(spec: Nat, whose: str, one: Nat) -> list[str]:
     ]
 
 
-def _listened(kernel: Kernel, spec: Nat, new: list[str]) -> list[str]:
+def _listened(spec: Nat, new: list[str]) -> list[str]:
     """The programs of this host that a new forward would cut off."""
-    if not new:
-        return []
     from overlay_agent import listening  # noqa: PLC0415 - only where there is a new forward
 
     out = []
     for listen in sorted(new):
         protocol, _, ports = listen.partition("/")
         target = spec.forwards[listen]
-        families = {":" in target[key] for key in ("address", "address6") if key in target}
-        low, high = _span(ports)
-        out += [f"forwards {listen}: {one} listens on {protocol} {one.port} of this host, and would be cut off; take "
-                "another port, or stop it"
-                for one in listening.programs(protocol, low, high, ipv4=False in families, ipv6=True in families)]  # fmt: skip
+        versions = {ipaddress.ip_address(target[key]).version for key in ("address", "address6") if key in target}
+        out += [
+            f"forwards {listen}: {one} listens on {protocol} {one.port} of this host, and would be cut off; take "
+            "another port, or stop it"
+            for one in listening.programs(protocol, *_span(ports), versions)
+        ]
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 from agent_support import Node, bridge, container, document
@@ -30,7 +31,7 @@ def dockerd():
     running = {}
 
     def start(host):
-        with open(os.devnull, "wb") as nothing:
+        with Path(os.devnull).open("wb") as nothing:
             running[host] = host.popen(
                 "dockerd", "--data-root", "/run/docker-data", "--exec-root", "/run/docker", "--storage-driver", "vfs",
                 "--host", "unix:///run/docker.sock", "--pidfile", "/run/docker.pid", stdout=nothing, stderr=nothing,
@@ -174,7 +175,9 @@ def test_killed_anywhere_it_is_as_before_or_as_wanted(new_host):
                 host.apply(before)
             state, rules = steady(host), sorted(saved(host))
             words = {"document": after} if after else {}
-            done = host.agent(*(["apply"] if after else ["remove", "p/s"]), **words, code=None, OVERLAY_FAULT=str(point))
+            done = host.agent(
+                *(["apply"] if after else ["remove", "p/s"]), **words, code=None, OVERLAY_FAULT=str(point)
+            )
             if done.code == 0:
                 break
             assert (steady(host), sorted(saved(host))) == (state, rules)
@@ -184,7 +187,7 @@ def test_killed_anywhere_it_is_as_before_or_as_wanted(new_host):
 
 def test_a_host_without_docker_gets_no_rules(host, tmp_path):
     for tool in ("nft", "iptables", "ip6tables", "iptables-restore", "ip6tables-restore", "unshare", "sh"):
-        (tmp_path / tool).symlink_to(f"/usr/sbin/{tool}" if os.path.exists(f"/usr/sbin/{tool}") else f"/usr/bin/{tool}")
+        (tmp_path / tool).symlink_to(f"/usr/sbin/{tool}" if Path(f"/usr/sbin/{tool}").exists() else f"/usr/bin/{tool}")
     host.apply(wanted(), PATH=str(tmp_path))
     assert "DOCKER-USER" not in host.run("nft list ruleset").out
     assert host.agent("check", PATH=str(tmp_path)).report == {"drift": []}
@@ -212,12 +215,14 @@ PLACE = "inet mine passing"
 
 
 def nft_forward(host):
-    host.run("nft", "add table inet mine; add chain inet mine passing { type filter hook forward priority 0; policy drop; }")
+    host.run(
+        "nft", "add table inet mine; add chain inet mine passing { type filter hook forward priority 0; policy drop; }"
+    )
 
 
 def ufw(host):
-    host.run("nft", "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }; "
-                    "add chain ip filter ufw-user-forward")  # fmt: skip
+    host.run("nft", "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy "
+                    "drop; }; add chain ip filter ufw-user-forward")  # fmt: skip
 
 
 def firewalld(host):

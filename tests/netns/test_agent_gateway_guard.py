@@ -41,6 +41,7 @@ s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
 s.sendto(bytes([134, 0, 0, 0, 64, 0, 7, 8]) + bytes(8), ("ff02::1", 0, 0, socket.if_nametoindex(name)))
 """
 
+
 def guard(ports=("vx-app",), addresses=(GATEWAY, GATEWAY6)):
     ports, addresses = ({name: {} for name in names} for names in (ports, addresses))
     return {"guard": {"kind": "gateway-guard", "ports": ports, "addresses": addresses}}
@@ -178,7 +179,7 @@ DRIFT = {
     ],
     "insert rule bridge {t} guard accept": ["has rule chain guard: accept that is not declared"],
     "add chain bridge {t} more": ["has rule chain more that is not declared"],
-    "add rule bridge {t} guard accept comment \"address x\"": [
+    'add rule bridge {t} guard accept comment "address x"': [
         'has rule chain guard: accept comment "address x" that is not declared'
     ],
 }  # fmt: skip
@@ -205,7 +206,10 @@ def test_what_was_changed_by_hand_is_seen_and_mended(host, command):
     ("fields", "message"),
     [
         ({"addresses": {"172.18.0.0/16": {}}}, "guard.addresses: '172.18.0.0/16' is not an IP address"),
-        ({"ports": {"a b": {}}}, "guard.ports: 'a b' is not an interface name (1 to 15 letters, digits, '_', '.', '-')"),
+        (
+            {"ports": {"a b": {}}},
+            "guard.ports: 'a b' is not an interface name (1 to 15 letters, digits, '_', '.', '-')",
+        ),
         ({"others": {"x": {}}}, "guard.others: {'x': {}} is what only a look at the host can tell; leave it out"),
     ],
 )

@@ -128,8 +128,10 @@ def test_its_life(host):
     there = host.state()
     wanted = with_nat(**FULL)
     assert host.apply(wanted).lines == [
-        "nat: created (nat, interface br-app, 10.10.0.0/24, fd00::/64, 10.10.0.0/24, fd00::/64, tcp/8080, "
-        "tcp/7000-7002, udp/5000-5002, udp/5353, 198.18.0.50, 2001:db8::50)"
+        (
+            "nat: created (nat, interface br-app, 10.10.0.0/24, fd00::/64, 10.10.0.0/24, fd00::/64, tcp/8080, "
+            "tcp/7000-7002, udp/5000-5002, udp/5353, 198.18.0.50, 2001:db8::50)"
+        )
     ]
     assert host.apply(wanted).lines == ["a: nothing to do, 2 objects as declared"]
     assert host.agent("check").report == {"drift": []}
@@ -165,8 +167,8 @@ DRIFT = {
             "lacks subnet 10.10.0.0/24", "lacks subnet fd00::/64",
             "lacks masquerade 10.10.0.0/24", "lacks masquerade fd00::/64",
             "lacks public address 198.18.0.50 10.10.0.6", "lacks public address 2001:db8::50 fd00::6",
-            "has rule chain output: ip daddr 198.18.0.50 dnat ip to 10.10.0.6 comment "
-            '"br-app: public 198.18.0.50 to 10.10.0.6" that is not declared', "…",
+            ("has rule chain output: ip daddr 198.18.0.50 dnat ip to 10.10.0.6 comment "
+            '"br-app: public 198.18.0.50 to 10.10.0.6" that is not declared'), "…",
         ],
     ),
     "a rule gone": (
@@ -188,8 +190,8 @@ DRIFT = {
     ),
     "switched off": ("nft 'add table inet {t} {{ flags dormant; }}'", ["has rule flags dormant that is not declared"]),
     "a rule twice": (
-        "nft add rule inet {t} postrouting ip saddr 10.10.0.0/24 ip daddr != 10.10.0.0/24 oifname != br-app masquerade "
-        "comment '\"br-app: masquerade 10.10.0.0/24\"'",
+        ("nft add rule inet {t} postrouting ip saddr 10.10.0.0/24 ip daddr != 10.10.0.0/24 oifname != br-app "
+        "masquerade comment '\"br-app: masquerade 10.10.0.0/24\"'"),
         ["lacks masquerade 10.10.0.0/24", "…"],
     ),
     "somebody's comment": (
@@ -285,19 +287,19 @@ def one(listen="tcp/80", **target):
 
 
 WRONG = [
-    ({}, "nat.interface: nothing is translated for br-app; give masquerade, forwards or publicAddresses, or leave the "
-         "service out"),
+    ({}, ("nat.interface: nothing is translated for br-app; give masquerade, forwards or publicAddresses, or leave the "
+         "service out")),
     (one("tcp/0"), "nat.forwards tcp/0: 0 is not within 1 to 65535"),
     (one("tcp/80-65536"), "nat.forwards tcp/80-65536: 80-65536 is not within 1 to 65535"),
     (one("tcp/90-80"), "nat.forwards tcp/90-80: 90-80 goes backwards; write 80-90"),
     (one(ports="0"), "nat.forwards tcp/80: ports: 0 is not within 1 to 65535"),
     (one("tcp/80-81", ports="90-80"), "nat.forwards tcp/80-81: ports: 90-80 goes backwards; write 80-90"),
-    (one("tcp/80-85", ports="90-91"), "nat.forwards tcp/80-85: 6 ports arrive and 2 are behind them (ports: 90-91); give "
-                                      "as many, or leave ports out"),
-    (one(address6="10.10.0.6"), "nat.forwards tcp/80: address6: '10.10.0.6' beside address '10.10.0.5'; address6 is an "
-                                "IPv6 address beside an IPv4 one"),
-    (one("sctp/80"), "nat.forwards: 'sctp/80' is not a protocol and a port or range of ports, such as tcp/8080 or "
-                     "udp/5000-5009"),
+    (one("tcp/80-85", ports="90-91"), ("nat.forwards tcp/80-85: 6 ports arrive and 2 are behind them (ports: 90-91); "
+                                      "give as many, or leave ports out")),
+    (one(address6="10.10.0.6"), ("nat.forwards tcp/80: address6: '10.10.0.6' beside address '10.10.0.5'; address6 is "
+                                "an IPv6 address beside an IPv4 one")),
+    (one("sctp/80"), ("nat.forwards: 'sctp/80' is not a protocol and a port or range of ports, such as tcp/8080 or "
+                     "udp/5000-5009")),
     ({"forwards": {"tcp/80-90": {"address": "10.10.0.5"}, "tcp/85": {"address": "10.10.0.6"}}},
      "nat.forwards: tcp/80-90 and tcp/85 overlap; forward each port once"),
     ({"masquerade": {"10.10.0.0/16": {}, "10.10.1.0/24": {}}},
@@ -307,8 +309,8 @@ WRONG = [
     ({"publicAddresses": {"198.18.0.50": "fd00::5"}},
      "nat.publicAddresses: 198.18.0.50 for fd00::5 mixes IPv4 and IPv6; give both of one version"),
     ({"publicAddresses": {"198.18.0.50": "10.10.0.5", "198.18.0.51": "10.10.0.5"}},
-     "nat.publicAddresses: 198.18.0.50 and 198.18.0.51 are both for 10.10.0.5; one can be what it sends from, so give "
-     "one"),
+     ("nat.publicAddresses: 198.18.0.50 and 198.18.0.51 are both for 10.10.0.5; one can be what it sends from, so give "
+     "one")),
     ({"publicAddresses": {"198.18.0.50": "198.18.0.51", "198.18.0.51": "10.10.0.5"}},
      "nat.publicAddresses: 198.18.0.51 is on both sides; an address is outside or inside"),
     ({"masquerade": {S4: {}}, "others": {"x": {}}},
@@ -325,17 +327,30 @@ def test_what_contradicts_itself(host):
 
 def test_addresses_that_this_host_cannot_take(host):
     host.run("ip address add 198.18.0.60/24 dev u0")
-    public = {"192.0.2.50": "10.10.0.5", "198.18.0.60": "10.10.0.6", "198.18.0.11": "10.10.0.7", "2001:db8:1::5": "fd00::5"}
+    public = {
+        "192.0.2.50": "10.10.0.5",
+        "198.18.0.60": "10.10.0.6",
+        "198.18.0.11": "10.10.0.7",
+        "2001:db8:1::5": "fd00::5",
+    }
     state = host.state()
     assert host.apply(with_nat(publicAddresses=public), code=1).lines == [
-        "a nat: publicAddresses: 192.0.2.50 is in no network of this host's NICs (u0: 198.18.0.11/24, u0: "
-        "198.18.0.60/24); take one that is, or give the NIC an address of that network",
-        "a nat: publicAddresses: 198.18.0.60 is this host's already (on u0); take one that nobody has, or remove that "
-        "one: ip address del 198.18.0.60/24 dev u0",
-        "a nat: publicAddresses: 198.18.0.11 is this host's already (on u0); take one that nobody has, or remove that "
-        "one: ip address del 198.18.0.11/24 dev u0",
-        "a nat: publicAddresses: 2001:db8:1::5 is in no network of this host's NICs (u0: 2001:db8::11/64); take one that "
-        "is, or give the NIC an address of that network",
+        (
+            "a nat: publicAddresses: 192.0.2.50 is in no network of this host's NICs (u0: 198.18.0.11/24, u0: "
+            "198.18.0.60/24); take one that is, or give the NIC an address of that network"
+        ),
+        (
+            "a nat: publicAddresses: 198.18.0.60 is this host's already (on u0); take one that nobody has, or remove "
+            "that one: ip address del 198.18.0.60/24 dev u0"
+        ),
+        (
+            "a nat: publicAddresses: 198.18.0.11 is this host's already (on u0); take one that nobody has, or remove "
+            "that one: ip address del 198.18.0.11/24 dev u0"
+        ),
+        (
+            "a nat: publicAddresses: 2001:db8:1::5 is in no network of this host's NICs (u0: 2001:db8::11/64); take "
+            "one that is, or give the NIC an address of that network"
+        ),
         "nothing was changed",
     ]
     assert host.state() == state
@@ -362,8 +377,10 @@ def test_a_port_on_which_a_program_listens(host, listens, wanted, refused):
     done = host.apply(document_, code=int(refused))
     if refused:
         assert done.lines == [
-            f"a nat: forwards {wanted}: python3 (pid {program.pid}) listens on {listens.replace('/', ' ')} of this host, "
-            "and would be cut off; take another port, or stop it",
+            (
+                f"a nat: forwards {wanted}: python3 (pid {program.pid}) listens on {listens.replace('/', ' ')} of "
+                "this host, and would be cut off; take another port, or stop it"
+            ),
             "nothing was changed",
         ]
     program.kill()
@@ -435,7 +452,9 @@ def test_a_bridge_that_is_not_here(host):
 def test_a_host_without_nft(host, tmp_path):
     (tmp_path / "bin").mkdir()
     assert host.apply(with_nat(**FULL), code=1, PATH=str(tmp_path / "bin")).lines == [
-        "a nat: nft is not on this host; install the package nftables, or leave out masquerade, forwards and "
-        "publicAddresses",
+        (
+            "a nat: nft is not on this host; install the package nftables, or leave out masquerade, forwards and "
+            "publicAddresses"
+        ),
         "nothing was changed",
     ]
