@@ -299,6 +299,19 @@ class Empty(Type):
         return None if value == {} else f"{value!r} is not {{}}"
 
 
+class Others(Keyed):
+    """What was found in a place that is ours and is not of our making. A document has none."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__(word, Nothing(), Empty())
+
+    def normal(self, value: Any) -> Any:
+        return value
+
+    def check(self, value: Any) -> str | None:
+        return None if value == {} else f"{value!r} is what only a look at the host can tell; leave it out"
+
+
 #: As Docker takes names (RestrictedNamePattern); of a network also a single letter (tried with 20.10).
 DOCKER_NETWORK = Pattern(
     r"[A-Za-z0-9][A-Za-z0-9_.-]*",

@@ -64,6 +64,8 @@ RTEXT_FILTER_SKIP_STATS = 8
 ADDR_GEN_EUI64, ADDR_GEN_NONE = 0, 1
 IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
 SCOPE_LINK = 253
+#: INFINITY_LIFE_TIME (net/addrconf.h).
+FOREVER = 0xFFFFFFFF
 #: Requests sent together. Bounded, so that their answers fit into the socket's buffer.
 BATCH = 200
 
@@ -133,6 +135,8 @@ class Kernel:
         self.links: dict[str, Link] = {}
         self.name_of: dict[int, str] = {}
         self.index_of: dict[str, int] = {}
+        #: What other programs of the host listed in this look, by program; whoever changes it takes it out.
+        self.listings: dict[str, Any] = {}
         self._addresses: dict[int, list[str]] = {}
         self.refresh()
 
@@ -143,7 +147,7 @@ class Kernel:
 
     def refresh(self) -> None:
         """Reads all devices and addresses anew."""
-        self.links, self.name_of, self.index_of, self._addresses = {}, {}, {}, {}
+        self.links, self.name_of, self.index_of, self._addresses, self.listings = {}, {}, {}, {}, {}
         request = ifinfmsg()
         request["attrs"] = [("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
         for message in self._dump(RTM_GETLINK, request):
@@ -286,6 +290,15 @@ class Kernel:
             message = _address_request(self.index_of[name], address)
             flags = NLM_F_CREATE | NLM_F_REPLACE
             self._change(f"{name}: add address {address}", RTM_NEWADDR, [message], flags)
+
+    def add_guest_address(self, name: str, address: str) -> None:
+        """Adds an address (with its prefix length) that this host answers to and does not send from."""
+        message = _address_request(self.index_of[name], address)
+        if ":" in address:
+            # Else a newer one of the same network is preferred (RFC 6724, section 5); IPv4 takes the first.
+            times = {"ifa_preferred": 0, "ifa_valid": FOREVER, "cstamp": 0, "tstamp": 0}
+            message["attrs"].append(("IFA_CACHEINFO", times))
+        self._change(f"{name}: add address {address}", RTM_NEWADDR, [message], NLM_F_CREATE | NLM_F_REPLACE)
 
     def order_addresses(self, name: str, want: Sequence[str]) -> None:
         """Makes the IPv4 addresses stand in that order, when they are those but in another."""

@@ -20,11 +20,12 @@ from overlay_agent.errors import KernelError
 
 if TYPE_CHECKING:
     from overlay_agent.kernel import Kernel
-    from overlay_agent.kinds import Listens
+    from overlay_agent.kinds import Listens, Passes
 
 #: Our tables are named so; everything else belongs to others.
 PREFIX = "overlay-"
 LEGACY = "/proc/net/ip_tables_names"
+BRIDGED = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 #: How many peers a command to copy names; a mesh of 1,000 would fill the screen.
 NAMED = 16
 
@@ -40,25 +41,60 @@ def has_table_comments() -> bool:
     return bool(version) and tuple(int(part) for part in version.groups()) >= (0, 9, 7)  # type: ignore[union-attr]
 
 
-def table(name: str) -> list[dict[str, Any]] | None:
-    """What is in our table of the family inet, as `nft -j` has it; None where it is not there."""
-    text = _read("-j", "list", "table", "inet", name)
+def table(family: str, name: str) -> list[dict[str, Any]] | None:
+    """What is in the table, as `nft -j` has it; None where it is not there."""
+    text = _read("-j", "list", "table", family, name)
     return None if text is None else [row for row in json.loads(text)["nftables"] if "metainfo" not in row]
 
 
-def text(name: str) -> str:
-    """Our table in nft's own language; empty where it is not there."""
-    return _read("list", "table", "inet", name) or ""
+def text(family: str, name: str) -> str:
+    """The table in nft's own language; empty where it is not there."""
+    return _read("list", "table", family, name) or ""
+
+
+def tables(family: str) -> list[str]:
+    """The names of the family's tables."""
+    rows = json.loads(_read("-j", "list", "tables", family) or '{"nftables": []}')["nftables"]
+    return [row["table"]["name"] for row in rows if "table" in row]
+
+
+def lines(listing: str) -> list[str]:
+    """What stands in a table's listing, a line each, with the chain or set in front; its comment left out."""
+    found, block = [], ""
+    for line in listing.splitlines()[1:]:
+        word = line.strip()
+        if word.endswith("{") and line.startswith("\t") and not line.startswith("\t\t"):
+            block = word[:-2]
+            found.append(block)
+        elif line.startswith("\t\t"):
+            found += [f"{block}: {word}"] if word != "}" else []
+        elif word not in ("", "}") and not word.startswith("comment "):
+            found.append(word)
+    return found
+
+
+def as_listed(family: str, name: str, ruleset: str) -> list[str]:
+    """`lines` of the ruleset as this nft lists it, which differs from version to version. Raises KernelError."""
+    # In a network namespace that ends with the command: nothing of the host is touched.
+    script = f"nft -f - && nft list table {family} {name}"
+    done = subprocess.run(["unshare", "--net", "sh", "-c", script], input=ruleset.encode(), capture_output=True,
+                          check=False, env={**os.environ, "LC_ALL": "C"})  # fmt: skip
+    if done.returncode:
+        raise KernelError(f"{family} {name}: nft", errno.EIO, _sentence(done))
+    return lines(done.stdout.decode())
 
 
 def change(kernel: Kernel, what: str, script: str) -> None:
     """Carries the script out, all of it or nothing. Raises KernelError."""
     done = subprocess.run(["nft", "-f", "-"], input=script.encode(), capture_output=True, check=False)
     if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        sentence = re.sub(r"^\S*:\d+:\d+(-\d+)?: ", "", lines[0]) if lines else f"exit code {done.returncode}"
-        raise KernelError(f"{what}: nft", errno.EIO, sentence)
+        raise KernelError(f"{what}: nft", errno.EIO, _sentence(done))
     kernel.reached()
+
+
+def _sentence(done: subprocess.CompletedProcess[bytes]) -> str:
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return re.sub(r"^\S*:\d+:\d+(-\d+)?: ", "", said[0]) if said else f"exit code {done.returncode}"
 
 
 def warnings(host: str, wanted: Sequence[Listens]) -> list[str]:
@@ -78,6 +114,70 @@ def warnings(host: str, wanted: Sequence[Listens]) -> list[str]:
         for one in ways.values()
         for name, command in _in_the_way(one)
     ]
+
+
+def forward_warnings(host: str, wanted: Sequence[Passes]) -> list[str]:
+    """A line for each packet filter of the host, other than ours and Docker's, that drops what it does not
+    know of what is passed on, and does not seem to know the bridge, with the command that lets it through."""
+    routed = {one.bridge for one in wanted if one.routed}
+    frames = _frames_pass()
+    return [
+        f"{host}: {name} drops what it does not know of what is passed on, and {bridge} is not in it, so {what}; "
+        f"type: {command}"
+        for bridge in sorted({one.bridge for one in wanted})
+        if bridge in routed or frames
+        for what in ["no packet may get out of the bridge" if bridge in routed else
+                     "no frame may pass within the bridge, since br_netfilter sends them through it"]
+        for name, command in _in_the_way_on(bridge, bridge in routed)
+    ]  # fmt: skip
+
+
+def _in_the_way_on(bridge: str, routed: bool) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    rows = json.loads(_read("-j", "list", "chains") or '{"nftables": []}')["nftables"]
+    chains = [row["chain"] for row in rows if "chain" in row]
+    named = f'"{bridge}"'
+    if any(chain["table"] == "firewalld" for chain in chains):
+        command = f"firewall-cmd --permanent --zone=trusted --add-interface={bridge}; firewall-cmd --reload"
+        found += [] if named in text("inet", "firewalld") else [("firewalld", command)]
+    for chain in chains:
+        family, table = chain["family"], chain["table"]
+        if chain.get("hook") != "forward" or chain.get("policy") != "drop" or table.startswith(PREFIX):
+            continue
+        # In Docker's, the bridge stands in the chain to which it goes first.
+        own = _read("list", "chain", family, table, chain["name"]) or ""
+        if named in own or (named in text(family, table) and "jump" in own):
+            continue
+        if any(c["table"] == table and c["name"].startswith("ufw") for c in chains):
+            back = f"; ufw route allow out on {bridge}" if routed else f" out on {bridge}"
+            found.append(("ufw", f"ufw route allow in on {bridge}{back}"))
+        else:
+            place = f"{family} {table} {chain['name']}"
+            found.append((f"the nftables chain {place}", "; ".join(_passing(place, bridge, routed))))
+    found += _legacy_forward(bridge, routed)
+    return list(dict.fromkeys(found))
+
+
+def _passing(place: str, bridge: str, routed: bool) -> list[str]:
+    rule = f"nft insert rule {place}"
+    if not routed:
+        return [f"{rule} iifname {bridge} oifname {bridge} accept"]
+    back = [f"{rule} oifname {bridge} ct {what} accept" for what in ("state established,related", "status dnat")]
+    return [f"{rule} iifname {bridge} accept", *back]
+
+
+def _legacy_forward(bridge: str, routed: bool) -> list[tuple[str, str]]:
+    """The same of the old iptables, which nft does not show."""
+    if not _legacy_filter():
+        return []
+    done = subprocess.run(["iptables-legacy", "-S"], capture_output=True, text=True, check=False)
+    if "-P FORWARD DROP" not in done.stdout or f" {bridge} " in done.stdout:
+        return []
+    rules = [f"-i {bridge} -o {bridge}"]
+    if routed:
+        rules = [f"-i {bridge}", f"-o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED,DNAT"]
+    command = "; ".join(f"iptables-legacy -I FORWARD {rule} -j ACCEPT" for rule in rules)
+    return [("iptables-legacy FORWARD", command)]
 
 
 def _in_the_way(one: Listens) -> list[tuple[str, str]]:
@@ -111,12 +211,7 @@ def _known(listing: str | None, one: Listens) -> bool:
 
 def _legacy(one: Listens) -> list[tuple[str, str]]:
     """Rules of the old iptables, which nft does not show."""
-    try:
-        with open(LEGACY, encoding="ascii") as file:
-            there = "filter" in file.read().split()
-    except OSError:
-        there = False
-    if not there or not shutil.which("iptables-legacy") or "ip" not in _families(one):
+    if "ip" not in _families(one) or not _legacy_filter():
         return []
     done = subprocess.run(["iptables-legacy", "-S", "INPUT"], capture_output=True, text=True, check=False)
     if "-P INPUT DROP" not in done.stdout or f"--dport {one.port} " in done.stdout:
@@ -126,6 +221,24 @@ def _legacy(one: Listens) -> list[tuple[str, str]]:
     sources = f" -s {','.join(_peers(one))}" if one.peers else ""
     rule = f"-p {one.protocol}{sources} --dport {one.port} -j ACCEPT"
     return [("iptables-legacy INPUT", f"iptables-legacy -I INPUT {rule}")]
+
+
+def _legacy_filter() -> bool:
+    """Whether the old iptables has a filter table, and its program is here to read it."""
+    try:
+        with open(LEGACY, encoding="ascii") as file:
+            return "filter" in file.read().split() and shutil.which("iptables-legacy") is not None
+    except OSError:
+        return False
+
+
+def _frames_pass() -> bool:
+    """Whether frames within a bridge go through IPv4's hooks (ip-sysctl, bridge-nf-call-iptables)."""
+    try:
+        with open(BRIDGED, encoding="ascii") as file:
+            return file.read().strip() != "0"
+    except OSError:  # br_netfilter is not loaded
+        return False
 
 
 def _families(one: Listens) -> tuple[str, ...]:

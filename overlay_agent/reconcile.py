@@ -194,12 +194,20 @@ def carry_out(
         _check(lambda fresh: changes_for(plan.wanted, fresh, plan.stored), "read back")
     store.write(owner.label, plan.target)
     _reached(fault)
-    listens = [one for spec in plan.wanted.objects.values() for one in KINDS[spec.KIND].listens(spec)]
-    if listens and plan.changes:
-        from overlay_agent import nft  # noqa: PLC0415 - costs 6 ms, and a quiet apply does without
-
-        notes += nft.warnings(plan.wanted.host, listens)
+    if plan.changes:
+        notes += _in_the_way(plan.wanted)
     return plan.lines() + notes
+
+
+def _in_the_way(wanted: Document) -> list[str]:
+    """A line for each packet filter of others that may stop what the objects need."""
+    listens = [one for spec in wanted.objects.values() for one in KINDS[spec.KIND].listens(spec)]
+    passes = [one for name, spec in wanted.objects.items() for one in KINDS[spec.KIND].passes(name, spec)]
+    if not listens and not passes:
+        return []
+    from overlay_agent import nft  # noqa: PLC0415 - costs 6 ms, and a quiet apply does without
+
+    return nft.warnings(wanted.host, listens) + nft.forward_warnings(wanted.host, passes)
 
 
 def act(

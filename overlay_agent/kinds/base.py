@@ -66,6 +66,10 @@ class Kind:
         """What peers send to this host for it, so that a firewall in between can be named."""
         return []
 
+    def passes(self, name: str, spec: Any) -> list[Passes]:
+        """The bridges through which others' packets go for it, so that a firewall in between can be named."""
+        return []
+
     # -- on the host ------------------------------------------------------------------------
 
     def find(self, kernel: Kernel, name: str, mark: str) -> Any:
@@ -118,6 +122,14 @@ class Listens:
     protocol: str
     port: int
     peers: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """Packets of others that this host passes on: within the bridge, and, `routed`, out of it and back."""
+
+    bridge: str
+    routed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,5 +377,5 @@ class Explained:
 
 __all__ = [
     "DEVICES", "MTU_LEAST", "PORT_FIELDS", "RECREATE", "SERVICES", "SET",
-    "Device", "DeviceKind", "Kind", "Listens", "Spec", "attribute", "optional",
+    "Device", "DeviceKind", "Kind", "Listens", "Passes", "Spec", "attribute", "optional",
 ]  # fmt: skip

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from overlay_agent import fields
-from overlay_agent.kinds.base import MTU_LEAST, Device, DeviceKind, attribute
+from overlay_agent import docker_user, fields
+from overlay_agent.fields import Difference
+from overlay_agent.kinds.base import MTU_LEAST, Device, DeviceKind, Passes, attribute
 
 if TYPE_CHECKING:
-    from overlay_agent.kernel import Link
+    from overlay_agent.kernel import Kernel, Link
 
 #: The kernel counts these times in clock ticks; a tick (USER_HZ) is 10 ms on every architecture.
 TICKS = 100
@@ -69,6 +70,30 @@ class BridgeKind(DeviceKind):
                 number = round(value * TICKS) if field.name in _TIMES else int(value)
                 out += [_WORDS.get(field.name, field.name), str(number)]
         return out
+
+    def commands(self, name: str, spec: Bridge, mark: str) -> list[list[str]]:
+        return super().commands(name, spec, mark) + docker_user.commands(mark, docker_user.within(name))
+
+    def passes(self, name: str, spec: Bridge) -> list[Passes]:
+        return [Passes(name)]
+
+    # -- on the host: its rule in Docker's chain ---------------------------------------------
+
+    def beside(self, kernel: Kernel, name: str, mark: str) -> list[Difference]:
+        lacking = docker_user.lacking(kernel, mark, docker_user.within(name))
+        return super().beside(kernel, name, mark) + lacking
+
+    def create(self, kernel: Kernel, name: str, spec: Bridge, mark: str, image: Mapping[str, Any]) -> None:
+        super().create(kernel, name, spec, mark, image)
+        docker_user.put(kernel, mark, docker_user.within(name))
+
+    def change(self, kernel: Kernel, name: str, spec: Bridge, found: Bridge, mark: str) -> None:
+        super().change(kernel, name, spec, found, mark)
+        docker_user.put(kernel, mark, docker_user.within(name))
+
+    def delete(self, kernel: Kernel, name: str, mark: str) -> None:
+        super().delete(kernel, name, mark)
+        docker_user.remove(kernel, mark)
 
 
 KIND = BridgeKind()

@@ -7,16 +7,15 @@ packets that carry this stack's VNI: another network on the same port is its own
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overlay_agent import fields
 from overlay_agent.fields import Difference
-from overlay_agent.kinds.base import Kind, Spec, attribute
+from overlay_agent.kinds.base import Spec, attribute
+from overlay_agent.kinds.table import TableKind, table_of
 
 if TYPE_CHECKING:
-    from overlay_agent.document import Document
     from overlay_agent.kernel import Kernel
 
 #: Where the VNI stands in a VXLAN packet, in bits from its UDP header on: 8 bytes of UDP, then 8
@@ -86,86 +85,35 @@ class Firewall(Spec):
     allow: dict[str, Any] = attribute(Allowed(), default={})
 
 
-class FirewallKind(Kind):
+class FirewallKind(TableKind):
     """How it stands in nftables: one table, one chain on the input hook, two rules a tunnel."""
 
     name = "firewall"
     spec = Firewall
     #: After the devices: what is refused beforehand costs no packet.
     rank = 20
-
-    def commands(self, name: str, spec: Firewall, mark: str) -> list[list[str]]:
-        return [["nft", _ruleset(spec, mark)]]
-
-    def wrong_here(self, kernel: Kernel, name: str, spec: Firewall, wanted: Document) -> list[str]:
-        from overlay_agent import nft  # noqa: PLC0415 - subprocess costs 5 ms where there is no firewall
-
-        if not nft.missing():
-            return []
-        return ["nft is not on this host; install the package nftables, or set openFirewall: false"]
+    instead = ", or set openFirewall: false"
 
     def find(self, kernel: Kernel, name: str, mark: str) -> Firewall | None:
-        from overlay_agent import nft  # noqa: PLC0415 - as above
+        from overlay_agent import nft  # noqa: PLC0415 - subprocess costs 5 ms where there is no firewall
 
-        rows = nft.table(table_of(mark))
+        rows = nft.table(self.family, table_of(mark))
         return None if rows is None else Firewall(_allow(rows))
 
-    def image(self, kernel: Kernel, name: str, mark: str) -> dict[str, Any]:
-        from overlay_agent import nft  # noqa: PLC0415 - as above
-
-        return {"mark": mark, "text": nft.text(table_of(mark))}
-
-    def create(self, kernel: Kernel, name: str, spec: Firewall, mark: str, image: Mapping[str, Any]) -> None:
-        self._load(kernel, name, mark, _ruleset(spec, mark))
-
-    def change(self, kernel: Kernel, name: str, spec: Firewall, found: Firewall, mark: str) -> None:
-        self._load(kernel, name, mark, _ruleset(spec, mark))
-
-    def delete(self, kernel: Kernel, name: str, mark: str) -> None:
-        self._load(kernel, name, mark, "")
-
-    def put_back(self, kernel: Kernel, name: str, image: Mapping[str, Any], *, exactly: bool) -> list[str]:
-        from overlay_agent import nft  # noqa: PLC0415 - as above
-
-        # What somebody added by hand is in the text and not in the spec.
-        if exactly and nft.text(table_of(image["mark"])) != image["text"]:
-            self._load(kernel, name, image["mark"], image["text"])
-        return []
-
-    def _load(self, kernel: Kernel, name: str, mark: str, ruleset: str) -> None:
-        from overlay_agent import nft  # noqa: PLC0415 - as above
-
-        if not nft.has_table_comments():
-            ruleset = ruleset.replace(_comment(mark), "")
-        # "add" first, so that "delete" finds one whether there was one or not.
-        table = f"table inet {table_of(mark)}"
-        nft.change(kernel, name, f"add {table}\ndelete {table}\n{ruleset}")
-
-
-def table_of(mark: str) -> str:
-    """The table's name; nft's names are shorter than ours may be."""
-    return f"overlay-{zlib.crc32(mark.encode()):08x}"
-
-
-def _comment(mark: str) -> str:
-    return f'\tcomment "{mark[:120]}"'
-
-
-def _ruleset(spec: Firewall, mark: str) -> str:
-    lines = [f"table inet {table_of(mark)} {{", _comment(mark), "\tchain input {"]
-    lines.append(f"\t\ttype filter hook input priority {PRIORITY}; policy accept;")
-    for name, one in sorted(spec.allow.items()):
-        if _PARTS["protocol"].check(one["protocol"]):
-            continue  # what was found and is not ours; `put_back` brings it back word by word
-        match = f"{one['protocol']} dport {one['port']}"
-        if "vni" in one:
-            match += f" @th,{VNI_OFFSET},{VNI_BITS} {one['vni']}"
-        peers = sorted(one["peers"].values())
-        if peers:
-            family = "ip6" if ":" in peers[0] else "ip"
-            lines.append(f'\t\t{match} {family} saddr {{ {", ".join(peers)} }} accept comment "{name}"')
-        lines.append(f'\t\t{match} drop comment "{name}"')
-    return "\n".join([*lines, "\t}", "}", ""])
+    def body(self, spec: Firewall) -> list[str]:
+        lines = ["\tchain input {", f"\t\ttype filter hook input priority {PRIORITY}; policy accept;"]
+        for name, one in sorted(spec.allow.items()):
+            if _PARTS["protocol"].check(one["protocol"]):
+                continue  # what was found and is not ours; `put_back` brings it back word by word
+            match = f"{one['protocol']} dport {one['port']}"
+            if "vni" in one:
+                match += f" @th,{VNI_OFFSET},{VNI_BITS} {one['vni']}"
+            peers = sorted(one["peers"].values())
+            if peers:
+                family = "ip6" if ":" in peers[0] else "ip"
+                lines.append(f'\t\t{match} {family} saddr {{ {", ".join(peers)} }} accept comment "{name}"')
+            lines.append(f'\t\t{match} drop comment "{name}"')
+        return [*lines, "\t}"]
 
 
 def _allow(rows: list[dict[str, Any]]) -> dict[str, Any]:

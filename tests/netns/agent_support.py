@@ -187,3 +187,82 @@ def usual(peers=("b", "c"), **of_vxlan):
     return document(
         br_app=bridge(addresses={"10.10.0.1/24": {}}), vx_app=vxlan(bridge="br-app", peers=others, **of_vxlan)
     )
+
+
+#: Answers on TCP and UDP ports with its name, the port and whom it sees; both IP versions.
+ANSWER = """
+import selectors, socket, sys
+name, ports, found = sys.argv[1], sys.argv[2:], selectors.DefaultSelector()
+for port in ports:
+    protocol, _, number = port.partition("/")
+    s = socket.socket(socket.AF_INET6, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(("::", int(number)))
+    if protocol == "tcp":
+        s.listen()
+    found.register(s, selectors.EVENT_READ, port)
+print("ready", flush=True)
+while True:
+    for key, _ in found.select():
+        said = lambda peer: f"{name} {key.data} {peer[0].replace('::ffff:', '')}".encode()
+        if key.data.startswith("tcp"):
+            connection, peer = key.fileobj.accept()
+            connection.sendall(said(peer))
+            connection.close()
+        else:
+            _, peer = key.fileobj.recvfrom(100)
+            key.fileobj.sendto(said(peer), peer)
+"""
+#: Prints the answer of address and protocol/port, or that there is none.
+ASK = """
+import socket, sys
+address, (protocol, number) = sys.argv[1], sys.argv[2].split("/")
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+with socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM) as s:
+    s.settimeout(float(sys.argv[3]))
+    try:
+        s.connect((address, int(number)))
+        if protocol == "udp":
+            s.send(b"?")
+        print(s.recv(100).decode())
+    except OSError:
+        print("no answer")
+"""
+
+
+class Node:
+    """Where packets come from and go to: a host, or a network namespace on it, such as a container's."""
+
+    def __init__(self, host, name, netns=None):
+        self.host, self.name = host, name
+        self.enter = ["ip", "netns", "exec", netns] if netns else []
+
+    def run(self, command, **more):
+        return self.host.run(*self.enter, *shlex.split(command), **more)
+
+    def answer(self, *ports):
+        """Starts a program that answers on these ports."""
+        process = self.host.popen(*self.enter, PYTHON, "-c", ANSWER, self.name, *ports, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"ready\n"
+        return process
+
+    def ask(self, address, port, patience=1):
+        return self.host.run(*self.enter, PYTHON, "-c", ASK, address, port, str(patience)).out.strip()
+
+    def pings(self, address):
+        return self.run(f"ping -c 1 -W 1 {address}", check=False).code == 0
+
+
+def container(host, name, bridge, *addresses, gateways=()):
+    """A network namespace with a port on the bridge."""
+    host.run(f"ip netns add {name}")
+    host.run(f"ip link add p-{name} type veth peer name eth0 netns {name}")
+    host.run(f"ip link set p-{name} addrgenmode none up master {bridge}")
+    node = Node(host, name, name)
+    node.run("ip link set lo up")
+    node.run("ip link set eth0 up")
+    for address in addresses:
+        node.run(f"ip address add {address} dev eth0 {'nodad' if ':' in address else ''}")
+    for gateway in gateways:
+        node.run(f"ip route add default via {gateway}")
+    return node
