@@ -89,7 +89,7 @@ def _commands(wanted: Document, *, marked: bool) -> list[str]:
         shlex.join(command)
         for name, spec in objects
         for command in KINDS[spec.KIND].commands(name, spec, wanted.owner.alias(name))
-        if marked or wanted.owner.alias(name) not in command
+        if marked or not any(wanted.owner.alias(name) in word for word in command)
     ]
 
 

@@ -45,6 +45,7 @@ def values(type_: fields.Type, address):
         fields.BridgeName: lambda: st.sampled_from(["br0", "docker:net"]),
         fields.Nothing: st.none,
         fields.Empty: lambda: st.just({}),
+        fields.Others: lambda: st.just({}),
         fields.Label: lambda: NAMES,
         fields.Address: lambda: address,
         fields.Prefixed: lambda: address.map(lambda a: f"{a}/24"),
