@@ -104,15 +104,19 @@ def _segment(reservations: int) -> dict[str, Any]:
             "leaseMax": 10000,
             "masquerade": True,
             "reservations": {
-                f"r{n}": {"mac": f"02:aa:00:00:{n >> 8:02x}:{n & 255:02x}", "address": f"10.10.{64 + n // 250}.{n % 250 + 1}"}
+                f"r{n}": {"mac": f"02:aa:00:00:{n >> 8:02x}:{n & 255:02x}", "address": _address(64, n)}
                 for n in range(reservations)
             },
         },
         "containers": {
-            f"c{n}": {"host": host(n), "address": f"10.10.{1 + n // 250}.{n % 250 + 1}", "runtime": "lxc"}
+            f"c{n}": {"host": host(n), "address": _address(1, n), "runtime": "lxc"}
             for n in range(CONTAINERS)
         },
     }
+
+
+def _address(third: int, number: int) -> str:
+    return f"10.10.{third + number // 250}.{number % 250 + 1}"
 
 
 def _declare(project: ours.Project, lab: Lab, segment: dict[str, Any]) -> None:
