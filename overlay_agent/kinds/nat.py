@@ -128,8 +128,8 @@ class NatKind(TableKind):
         return dataclasses.replace(spec, public_addresses=there, others=table.others)
 
     def beside(self, kernel: Kernel, name: str, mark: str) -> list[Difference]:
-        spec = self.find(kernel, name, mark)
-        return docker_user.lacking(kernel, mark, _rules(spec)) if spec else []
+        spec = _spec(self._comments(mark))
+        return docker_user.lacking(kernel, mark, _rules(spec)) if spec.interface else []
 
     def wrong_here(self, kernel: Kernel, name: str, spec: Nat, wanted: Document) -> list[str]:
         out = super().wrong_here(kernel, name, spec, wanted)

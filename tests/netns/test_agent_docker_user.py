@@ -167,6 +167,17 @@ def test_somebodys_rules_stay(host):
     assert saved(host) == before
 
 
+def test_the_rules_go_along_to_another_bridge(host):
+    host.apply(wanted())
+    moved = wanted({"nat": {**NAT["nat"], "interface": "br-b"}})
+    moved["devices"]["br-b"] = bridge(mac="02:00:00:00:00:08")
+    host.apply(moved)
+    nat = [line for line in saved(host) if "overlay:p/s/nat" in line]
+    assert len(nat) == 4
+    assert all("br-b" in line for line in nat)
+    assert host.agent("check").report == {"drift": []}
+
+
 def test_killed_anywhere_it_is_as_before_or_as_wanted(new_host):
     for before, after in ((None, wanted()), (wanted(), None)):
         for point in range(1, 60):
