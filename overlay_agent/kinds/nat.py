@@ -276,7 +276,10 @@ def _spec(comments: Iterable[str]) -> Nat:
         field = {"subnet": "subnets", "forward": "forwards", "public": "public_addresses"}.get(what, what)
         type_ = next(f.metadata["type"] for f in dataclasses.fields(Nat) if f.name == field)
         # Somebody else's comment may read like one of ours.
-        if not type_.check({key: value}) and not (what == "forward" and _wrong_forward(key, value)):
+        wrong = type_.check({key: value}) or fields.InterfaceName().check(match[1])
+        wrong_target = _wrong_forward(key, value) if what == "forward" and not wrong else []
+        wrong_pair = _wrong_public({key: value}) if what == "public" and not wrong else []
+        if not (wrong or wrong_target or wrong_pair):
             interface = match[1]
             said[what][key] = value
     return Nat(interface, said["subnet"], said["masquerade"], said["forward"], said["public"])
