@@ -90,9 +90,9 @@ def saved(host):
 
 
 def steady(host):
-    """The host's state; the order of accepts in DOCKER-USER and of tables says nothing."""
+    """The host's state; the order of accepts in DOCKER-USER says nothing."""
     state = host.state()
-    return {**state, "nft": sorted(state["nft"].splitlines())}
+    return {**state, "nft": sorted("\n".join(state["nft"]).splitlines())}
 
 
 def lacking(*rules):
