@@ -78,8 +78,6 @@ class NatKind(TableKind):
 
     def wrong(self, spec: Nat) -> list[str]:
         out = [wrong for listen, target in spec.forwards.items() for wrong in _wrong_forward(listen, target)]
-        if out:
-            return out
         if not (spec.masquerade or spec.forwards or spec.public_addresses):
             nothing = f"interface: nothing is translated for {spec.interface}"
             out.append(f"{nothing}; give masquerade, forwards or publicAddresses, or leave the service out")

@@ -336,6 +336,11 @@ def test_what_contradicts_itself(host):
     assert host.state() == state
 
 
+def test_all_contradictions_are_said_at_once(host):
+    fields = {**one("tcp/0"), "publicAddresses": {"198.18.0.50": "fd00::5"}}
+    assert len(host.apply(with_nat(**fields), code=1).lines) == 2
+
+
 def test_addresses_that_this_host_cannot_take(host):
     host.run("ip address add 198.18.0.60/24 dev u0")
     public = {
