@@ -50,20 +50,25 @@ def lacking(kernel: Kernel, mark: str, rules: Sequence[Rule]) -> list[Difference
     return [
         (f"rule of {CHAIN}", None, " ".join([program, *rule]))
         for program in _programs(mark)
-        for rule in _missing(kernel, program, mark, rules)
+        for there in [_chain(kernel, program)]
+        for rule in rules
+        if there is not None and ["-A", CHAIN, *_with_comment(rule, mark)] not in there
     ]
 
 
 def put(kernel: Kernel, mark: str, rules: Sequence[Rule]) -> None:
-    """Adds what is missing; one transaction for each IP version."""
+    """Makes the mark's rules be these; one transaction for each IP version."""
     for program in _programs(mark):
-        missing = _missing(kernel, program, mark, rules)
         there = _chain(kernel, program)
-        if missing and there is not None:
+        if there is None:
+            continue
+        wanted = [["-A", CHAIN, *_with_comment(rule, mark)] for rule in rules]
+        stale = [["-D", *rule[1:]] for rule in there if _comment_of(rule) == mark[:_LONGEST] and rule not in wanted]
+        # First in the chain, since Docker's own RETURN may stand there.
+        missing = [["-I", *rule[1:]] for rule in wanted if rule not in there]
+        if stale or missing:
             chain = [] if f"-N {CHAIN}" in kernel.listings[program] else [f":{CHAIN} - [0:0]"]
-            # First, since Docker's own RETURN may stand there.
-            lines = [" ".join(["-I", CHAIN, *_with_comment(rule, mark)]) for rule in missing]
-            _restore(kernel, program, [*chain, *lines])
+            _restore(kernel, program, [*chain, *(" ".join(line) for line in stale + missing)])
 
 
 def remove(kernel: Kernel, mark: str) -> None:
@@ -95,13 +100,6 @@ def _is_here(program: str) -> bool:
 
 def _with_comment(rule: Rule, mark: str) -> Rule:
     return [*rule, "-m", "comment", "--comment", mark[:_LONGEST], "-j", "ACCEPT"]
-
-
-def _missing(kernel: Kernel, program: str, mark: str, rules: Sequence[Rule]) -> list[Rule]:
-    there = _chain(kernel, program)
-    if there is None:
-        return []
-    return [rule for rule in rules if ["-A", CHAIN, *_with_comment(rule, mark)] not in there]
 
 
 def _comment_of(rule: Rule) -> str:

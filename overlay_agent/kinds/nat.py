@@ -78,8 +78,6 @@ class NatKind(TableKind):
 
     def wrong(self, spec: Nat) -> list[str]:
         out = [wrong for listen, target in spec.forwards.items() for wrong in _wrong_forward(listen, target)]
-        if out:
-            return out
         if not (spec.masquerade or spec.forwards or spec.public_addresses):
             nothing = f"interface: nothing is translated for {spec.interface}"
             out.append(f"{nothing}; give masquerade, forwards or publicAddresses, or leave the service out")
@@ -128,8 +126,8 @@ class NatKind(TableKind):
         return dataclasses.replace(spec, public_addresses=there, others=table.others)
 
     def beside(self, kernel: Kernel, name: str, mark: str) -> list[Difference]:
-        spec = self.find(kernel, name, mark)
-        return docker_user.lacking(kernel, mark, _rules(spec)) if spec else []
+        spec = _spec(self._comments(mark))
+        return docker_user.lacking(kernel, mark, _rules(spec)) if spec.interface else []
 
     def wrong_here(self, kernel: Kernel, name: str, spec: Nat, wanted: Document) -> list[str]:
         out = super().wrong_here(kernel, name, spec, wanted)
@@ -276,7 +274,10 @@ def _spec(comments: Iterable[str]) -> Nat:
         field = {"subnet": "subnets", "forward": "forwards", "public": "public_addresses"}.get(what, what)
         type_ = next(f.metadata["type"] for f in dataclasses.fields(Nat) if f.name == field)
         # Somebody else's comment may read like one of ours.
-        if not type_.check({key: value}) and not (what == "forward" and _wrong_forward(key, value)):
+        wrong = type_.check({key: value}) or fields.InterfaceName().check(match[1])
+        wrong_target = _wrong_forward(key, value) if what == "forward" and not wrong else []
+        wrong_pair = _wrong_public({key: value}) if what == "public" and not wrong else []
+        if not (wrong or wrong_target or wrong_pair):
             interface = match[1]
             said[what][key] = value
     return Nat(interface, said["subnet"], said["masquerade"], said["forward"], said["public"])

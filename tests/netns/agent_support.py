@@ -135,7 +135,8 @@ class Host:
             "ip -j -d -6 route show table all",
         ]  # fmt: skip
         found = {command: _steady(self.json(command)) for command in commands}
-        return {**found, "nft": self.run("nft list ruleset").out}
+        # Which table was made first says nothing, nor what its rules have counted.
+        return {**found, "nft": sorted(self.run("nft -s list ruleset").out.split("\n}\n"))}
 
     def files(self):
         """What the store holds, by path."""

@@ -90,9 +90,9 @@ def saved(host):
 
 
 def steady(host):
-    """The host's state; the order of accepts in DOCKER-USER and of tables says nothing."""
+    """The host's state; the order of accepts in DOCKER-USER says nothing."""
     state = host.state()
-    return {**state, "nft": sorted(state["nft"].splitlines())}
+    return {**state, "nft": sorted("\n".join(state["nft"]).splitlines())}
 
 
 def lacking(*rules):
@@ -165,6 +165,17 @@ def test_somebodys_rules_stay(host):
     host.apply(wanted())
     host.agent("remove", "p/s")
     assert saved(host) == before
+
+
+def test_the_rules_go_along_to_another_bridge(host):
+    host.apply(wanted())
+    moved = wanted({"nat": {**NAT["nat"], "interface": "br-b"}})
+    moved["devices"]["br-b"] = bridge(mac="02:00:00:00:00:08")
+    host.apply(moved)
+    nat = [line for line in saved(host) if "overlay:p/s/nat" in line]
+    assert len(nat) == 4
+    assert all("br-b" in line for line in nat)
+    assert host.agent("check").report == {"drift": []}
 
 
 def test_killed_anywhere_it_is_as_before_or_as_wanted(new_host):

@@ -194,6 +194,10 @@ DRIFT = {
         "masquerade comment '\"br-app: masquerade 10.10.0.0/24\"'"),
         ["lacks masquerade 10.10.0.0/24", "…"],
     ),
+    "a mixed one": (
+        "nft add rule inet {t} postrouting accept comment '\"br-app: public 198.18.0.9 to fd00::9\"'",
+        ['has rule chain postrouting: accept comment "br-app: public 198.18.0.9 to fd00::9" that is not declared'],
+    ),
     "somebody's comment": (
         "nft add rule inet {t} postrouting accept comment '\"br-app: forward tcp/0 to x\"'",
         ['has rule chain postrouting: accept comment "br-app: forward tcp/0 to x" that is not declared'],
@@ -217,6 +221,13 @@ def test_what_was_changed_by_hand_is_seen_and_mended(host, name):
     host.apply(with_nat(**FULL))
     assert host.state() == before
     assert host.agent("check").report == {"drift": []}
+
+
+def test_a_thousand_ports_are_moved(host):
+    wanted = with_nat(forwards={"tcp/10000-10999": {"address": "10.10.0.5", "ports": "20000-20999"}})
+    host.apply(wanted)
+    assert "10999 : 20999" in host.run(f"nft list table inet {table(host)}").out
+    assert "nothing to do" in host.apply(wanted).err
 
 
 def test_the_order_of_rules_counts(host):
@@ -323,6 +334,11 @@ def test_what_contradicts_itself(host):
     for fields, message in WRONG:
         assert host.apply(with_nat(**fields), code=1).lines == [message]
     assert host.state() == state
+
+
+def test_all_contradictions_are_said_at_once(host):
+    fields = {**one("tcp/0"), "publicAddresses": {"198.18.0.50": "fd00::5"}}
+    assert len(host.apply(with_nat(**fields), code=1).lines) == 2
 
 
 def test_addresses_that_this_host_cannot_take(host):
