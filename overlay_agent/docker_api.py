@@ -64,7 +64,9 @@ def containers(name: str) -> dict[str, Any]:
 
     filters = quote(json.dumps({"network": [name]}))
     rows = request("GET", f"/containers/json?all=1&filters={filters}", f"docker network {name}: list containers")
-    found = {row["Names"][0].lstrip("/"): row["NetworkSettings"]["Networks"].get(name) for row in rows}
+    found = {
+        (row["Names"] or [row["Id"]])[0].lstrip("/"): row["NetworkSettings"]["Networks"].get(name) for row in rows
+    }
     return {container: endpoint for container, endpoint in found.items() if endpoint}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from agent_support import Host, document, vxlan
 
 NETWORK = "vxlan-net"
+CGROUPS = "/sys/fs/cgroup"
 #: What `docker run` starts in the tests: nothing but busybox.
 _IMAGE = """
 set -e
@@ -28,14 +29,18 @@ class DockerHost(Host):
         # Its store must not be on an overlay file system; /etc/docker would get its key.
         self.run("sh", "-ec", "mkdir -p /var/lib/docker /etc/docker; for folder in /var/lib/docker /etc/docker; do "
                               "mount -t tmpfs tmpfs $folder; done")  # fmt: skip
-        self._daemon = None
-        self.start()
-        self.run("sh", text=_IMAGE)
+        self._daemon, self._cgroup = None, f"overlay-test-{os.getpid()}-{self._holder.pid}"
+        try:
+            self.start()
+            self.run("sh", text=_IMAGE)
+        except BaseException:
+            self.close()
+            raise
 
     def start(self):
         """Starts dockerd in a PID namespace of its own, so that whatever it starts ends with it."""
-        words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "dockerd", "--data-root"]
-        self._daemon = self.popen(*words, "/var/lib/docker", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "dockerd", "--cgroup-parent"]
+        self._daemon = self.popen(*words, self._cgroup, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 30
         while self.run("docker version", check=False).code:
             assert self._daemon.poll() is None, "dockerd ended"
@@ -52,6 +57,11 @@ class DockerHost(Host):
         self._daemon.kill()
         self._daemon.wait()
         super().close()
+        # The control groups are the machine's; their processes are on their way out.
+        end = time.monotonic() + 10
+        while left := [path for path, _, _ in os.walk(CGROUPS, topdown=False) if f"/{self._cgroup}" in path]:
+            assert time.monotonic() < end, left
+            subprocess.run(["rmdir", *left], stderr=subprocess.DEVNULL, check=False)
 
     def docker(self, *words, check=True):
         """Runs a docker command; returns its output without the line's end."""
@@ -71,8 +81,9 @@ class DockerHost(Host):
 
     def clean(self):
         """Leaves a host as it was at first: nothing of the stack, of Docker's networks, of bridges."""
-        for label in ("p/s", "p/t"):
-            self.agent("remove", label)
+        for path in self.files():
+            if path.startswith("./stacks/"):
+                self.agent("remove", path[len("./stacks/") : -len(".json")])
         names = self.docker("ps --all --quiet").split()
         if names:
             self.docker("rm", "--force", *names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 from agent_support import bridge, document, vxlan
 from docker_support import NETWORK, DockerHost, attach, create, joined
@@ -15,18 +17,17 @@ MAKE_IT = "docker network create --subnet 172.18.0.0/16 --opt com.docker.network
 @pytest.fixture(scope="module")
 def dockers(agent_archive, installed):
     """Two hosts with dockerd on one wire, with 198.18.0.11 and .12; an underlay of 9001 as in 003."""
-    a = DockerHost(agent_archive, installed, machine="a" * 32)
-    b = DockerHost(agent_archive, installed, machine="b" * 32)
-    try:
+    first, second = ("a" * 32, "b" * 32)
+    with (
+        closing(DockerHost(agent_archive, installed, machine=first)) as a,
+        closing(DockerHost(agent_archive, installed, machine=second)) as b,
+    ):
         b.run("ip link delete u0")
         a.run("ip", "link", "set", "u1", "netns", str(b._holder.pid))
         b.run("ip address add 198.18.0.12/24 dev u1")
         for host, nic in ((a, "u0"), (b, "u1")):
             host.run(f"ip link set {nic} mtu 9001 up")
         yield a, b
-    finally:
-        a.close()
-        b.close()
 
 
 @pytest.fixture
@@ -37,9 +38,10 @@ def pair(dockers):
 
 
 @pytest.fixture
-def docked(pair):
+def docked(dockers):
     """One host with dockerd."""
-    return pair[0]
+    yield dockers[0]
+    dockers[0].clean()
 
 
 def bridge_of(host, network=NETWORK):
@@ -463,11 +465,13 @@ def test_another_socket(docked):
 
 # -- cut short -----------------------------------------------------------------------------------
 
+#: By name: what is there before, what is wanted, and who is killed. (The undo is the same one, by the agent's
+#: other process or by the next agent.)
 SCENARIOS = {
-    "create": (None, joined(create())),
-    "recreate": (joined(create()), {**joined(create(mtu=1400, bridge="br-new")), "force": True}),
-    "remove": (joined(create()), {**document(), "force": True}),
-    "attach": (None, joined(attach())),
+    "create": (None, joined(create()), ":all"),
+    "recreate": (joined(create()), {**joined(create(mtu=1400, bridge="br-new")), "force": True}, ""),
+    "remove": (joined(create()), {**document(), "force": True}, ":all"),
+    "attach": (None, joined(attach()), ""),
 }
 
 
@@ -486,10 +490,9 @@ def seen(host):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["", ":all"])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_killed_at_each_point(docked, name, scope):
-    before, wanted = SCENARIOS[name]
+def test_killed_at_each_point(docked, name):
+    before, wanted, scope = SCENARIOS[name]
     docked.docker(f"network create --subnet 172.18.0.0/16 --opt com.docker.network.driver.mtu=1450 {NETWORK}")
     if before:
         docked.apply(before)
