@@ -69,8 +69,11 @@ def _change(name: str, found: Any, wanted: Any, beside: Sequence[Difference]) ->
         return Change(name, RECREATE, found, wanted, [("kind", found.KIND, wanted.KIND)])
     rows: list[Difference] = []
     recreate = KINDS[wanted.KIND].remake(found, wanted)
+    will_do = KINDS[wanted.KIND].will_do(found, wanted)
     remade = False
     for field in dataclasses.fields(wanted):
+        if field.name in will_do:
+            continue
         is_, want = getattr(found, field.name), getattr(wanted, field.name)
         more = field.metadata["type"].differences(fields.json_name(field.name), is_, want)
         rows += more

@@ -65,6 +65,11 @@ class Document:
         """All specs by name; no service has a device's name."""
         return {**self.devices, **self.services}
 
+    def bridges(self) -> set[str]:
+        """The bridges that are there once it is true."""
+        devices = {name for name, spec in self.devices.items() if spec.KIND == "bridge"}
+        return devices | {d for spec in self.services.values() for d in [KINDS[spec.KIND].device(spec)] if d}
+
     def modules(self) -> set[str]:
         """The kernel modules that its objects need."""
         return {module for spec in self.objects.values() for module in KINDS[spec.KIND].modules}
@@ -129,6 +134,14 @@ def parse(raw: Any) -> Document:
     for name, spec in devices.items():
         if spec.bridge == name or (spec.bridge in devices and devices[spec.bridge].KIND != "bridge"):
             errors.append(f"{name}.bridge: {spec.bridge!r} is not a bridge; name one of this document or of the host")
+    errors.extend(
+        f"{name}.{fields.json_name(field.name)}: {bridge!r} names a docker-network of this document; it has none"
+        for name, spec in {**devices, **services}.items()
+        for field in dataclasses.fields(spec)
+        if fields.holds_bridge(field)
+        for bridge in [getattr(spec, field.name)]
+        if bridge and bridge.startswith(fields.DOCKER) and getattr(services.get(bridge), "KIND", "") != "docker-network"
+    )
     errors.extend(
         f"{SERVICES}.{name}: a device has that name; name the service differently"
         for name in sorted(services.keys() & devices.keys())

@@ -182,6 +182,12 @@ class BridgeName(InterfaceName):
         return super().check(value)
 
 
+def holds_bridge(field: dataclasses.Field[Any]) -> bool:
+    """Whether the field of a spec names a bridge."""
+    type_ = field.metadata["type"]
+    return isinstance(type_.first if isinstance(type_, Either) else type_, BridgeName)
+
+
 class Peers(Keyed):
     """Peers by name. The kernel knows only their addresses, so those are what is compared."""
 

@@ -23,7 +23,7 @@ from overlay_agent.fields import Label
 from overlay_agent.store import Store
 
 LIBRARY = "/usr/local/lib/overlay-agent"
-UNIT = "/etc/systemd/system/overlay-restore.service"
+UNITS = "/etc/systemd/system"
 
 LAUNCHER = """\
 #!{python} -ISB
@@ -34,12 +34,12 @@ from overlay_agent.__main__ import main
 sys.exit(main())
 """
 
-UNIT_TEXT = f"""\
+UNIT_TEXT = """\
 [Unit]
-Description=Bring back the overlay networks of this host
+Description={description}
 Wants=network-online.target
-After=network-online.target
-Before=docker.service lxc.service lxc-net.service lxd.service incus.service
+After=network-online.target{after}
+Before={before}lxc.service lxc-net.service lxd.service incus.service
 # For ten minutes; the limit of 5 starts would end it after one.
 StartLimitIntervalSec=900
 StartLimitBurst=120
@@ -47,7 +47,7 @@ StartLimitBurst=120
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart={COMMAND} restore
+ExecStart={command} restore {which}
 # The underlay's address may come later than the target promises.
 Restart=on-failure
 RestartSec=5
@@ -55,6 +55,25 @@ RestartSec=5
 [Install]
 WantedBy=multi-user.target
 """
+
+#: Docker's own networks are there once it runs; everything else has to be there before. (The first
+#: must not ask Docker: its socket may be systemd's, and would not answer before the unit has ended.)
+UNIT_TEXTS = {
+    "overlay-restore.service": UNIT_TEXT.format(
+        description="Bring back the overlay networks of this host",
+        after="",
+        before="docker.service ",
+        command=COMMAND,
+        which="own",
+    ),
+    "overlay-restore-docker.service": UNIT_TEXT.format(
+        description="Bring back the overlay networks of this host that join networks of Docker",
+        after=" docker.service overlay-restore.service",
+        before="",
+        command=COMMAND,
+        which="docker",
+    ),
+}
 
 
 def _request(raw: Any) -> tuple[Owner, str, int, bool]:
@@ -170,16 +189,19 @@ def _put_in_place() -> str:
         if os.path.join(LIBRARY, other) != folder:
             shutil.rmtree(os.path.join(LIBRARY, other))
     if host.has_systemd():
-        _write(UNIT, UNIT_TEXT, 0o644)
+        for unit, text in UNIT_TEXTS.items():
+            _write(os.path.join(UNITS, unit), text, 0o644)
         _systemctl("daemon-reload")
-        _systemctl("enable", os.path.basename(UNIT))
+        _systemctl("enable", *UNIT_TEXTS)
     return f"agent {__version__} installed"
 
 
 def _take_away() -> None:
-    if os.path.exists(UNIT):
-        _systemctl("disable", os.path.basename(UNIT))
-        os.unlink(UNIT)
+    units = [unit for unit in UNIT_TEXTS if os.path.exists(os.path.join(UNITS, unit))]
+    if units:
+        _systemctl("disable", *units)
+        for unit in units:
+            os.unlink(os.path.join(UNITS, unit))
         _systemctl("daemon-reload")
     if os.path.exists(COMMAND):
         os.unlink(COMMAND)

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from overlay_agent import bridges, fields
 from overlay_agent import document as documents
-from overlay_agent import fields
 from overlay_agent.diff import CREATE, REMOVE, SET, Change, diff
 from overlay_agent.document import Document
 from overlay_agent.errors import KernelError
@@ -42,10 +42,12 @@ class Failed(Exception):  # noqa: N818 - as above
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What an apply will do: `changes` on the host, and `target` into the store."""
+    """What an apply will do: `changes` on the host, and `target` into the store. `stays` says of
+    what is no longer wanted, and is left all the same, why."""
 
     wanted: Document
     changes: list[Change]
+    stays: list[str]
     stored: Raw | None
     target: Raw | None
     machine: str
@@ -57,7 +59,8 @@ class Plan:
 
     def lines(self) -> list[str]:
         """What changes, or why nothing does, for people."""
-        return [line for change in self.changes for line in change.lines()] or [self._nothing()]
+        lines = [line for change in self.changes for line in change.lines()] + self.stays
+        return lines or [self._nothing()]
 
     def _nothing(self) -> str:
         count = len(self.wanted.objects)
@@ -118,9 +121,19 @@ def compare(
 
 def changes_for(wanted: Document, kernel: Kernel, stored: Raw | None) -> list[Change]:
     """What to do so that the stack's part of this host is as the document says."""
-    names = wanted.objects.keys() | ours(kernel, wanted.owner, stored)
+    names = (wanted.objects.keys() | ours(kernel, wanted.owner, stored)) - staying(wanted, kernel, stored).keys()
     kinds = {name: {spec["kind"]} for name, spec in stored_objects(stored).items() if spec["kind"] in KINDS}
     return compare(kernel, {name: wanted.objects.get(name) for name in names}, kinds, wanted.owner.alias)
+
+
+def staying(wanted: Document, kernel: Kernel, stored: Raw | None) -> dict[str, str]:
+    """What the document wants no longer and is left all the same, with the reason."""
+    reasons = {
+        name: KINDS[spec["kind"]].stays(kernel, name, spec, wanted.owner.alias(name), force=wanted.force)
+        for name, spec in stored_objects(stored).items()
+        if name not in wanted.objects and spec.get("kind") in KINDS
+    }
+    return {name: why for name, why in reasons.items() if why}
 
 
 def refusals(wanted: Document, kernel: Kernel, stored: Raw | None, machine: str) -> list[str]:
@@ -170,11 +183,13 @@ def prepare(wanted: Document, kernel: Kernel, store: Store, machine: str, *, for
     """What to do so that the document is true; `forget`: and none is kept for the stack (its last
     one is empty). Raises Refused; touches nothing."""
     stored = store.read(wanted.owner.label)
+    target = None if forget else documents.to_json(wanted)
+    wanted = bridges.resolved(wanted)
     errors = refusals(wanted, kernel, stored, machine)
     if errors:
         raise Refused(errors)
-    target = None if forget else documents.to_json(wanted)
-    return Plan(wanted, changes_for(wanted, kernel, stored), stored, target, machine)
+    stays = [f"{wanted.host}: {why}" for why in staying(wanted, kernel, stored).values()]
+    return Plan(wanted, changes_for(wanted, kernel, stored), stays, stored, target, machine)
 
 
 def carry_out(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from overlay_agent import fields
 from overlay_agent.errors import KernelError
-from overlay_agent.fields import RECREATE, SET, Difference, attribute, optional
+from overlay_agent.fields import DOCKER, RECREATE, SET, Difference, attribute, optional
 
 if TYPE_CHECKING:
     from overlay_agent.document import Document
@@ -58,6 +58,14 @@ class Kind:
         """Fields that are SET in general, but not from that value to this."""
         return set()
 
+    def will_do(self, found: Any, wanted: Any) -> set[str]:
+        """Fields in which what was found will do, though it is not what is wanted."""
+        return set()
+
+    def device(self, spec: Any) -> str | None:
+        """The network device that comes with a service, and that others may be ports of."""
+        return None
+
     def commands(self, name: str, spec: Any, mark: str) -> list[list[str]]:
         """The commands with which a person would make the object by hand."""
         raise NotImplementedError
@@ -79,6 +87,11 @@ class Kind:
     def still_ours(self, kernel: Kernel, name: str, stored: Mapping[str, Any]) -> bool:
         """Whether what has that name now is what this stack once made there, by the stored spec."""
         return True
+
+    def stays(self, kernel: Kernel, name: str, stored: Mapping[str, Any], mark: str, *, force: bool) -> str:
+        """Why the object is left where it is when the stack wants it no longer, as a sentence for
+        people; empty: it goes."""
+        return ""
 
     def beside(self, kernel: Kernel, name: str, mark: str) -> list[Difference]:
         """Differences that are in no field: the mark is not there."""
@@ -219,7 +232,7 @@ class DeviceKind(Kind):
         mode = "eui64" if spec.link_local else "none"
         out.append(["ip", "link", "set", "dev", name, "addrgenmode", mode])
         if spec.bridge:
-            out.append(["ip", "link", "set", "dev", name, "master", spec.bridge])
+            out.append(_join_bridge(name, spec.bridge))
             flags = {"isolated": spec.isolated, "neigh_suppress": spec.neigh_suppress}
             words = [w for flag, on in flags.items() if on for w in (flag, "on")]
             words += [] if spec.port_learning else ["learning", "off"]
@@ -252,7 +265,8 @@ class DeviceKind(Kind):
 
     def wrong_here(self, kernel: Kernel, name: str, spec: Any, wanted: Document) -> list[str]:
         out: list[str] = []
-        if spec.bridge and spec.bridge not in wanted.devices:
+        # Of a Docker network that is not there, its own kind speaks.
+        if spec.bridge and not spec.bridge.startswith(DOCKER) and spec.bridge not in wanted.bridges():
             bridge = kernel.links.get(spec.bridge)
             if not bridge or bridge.kind != "bridge":
                 out.append(f"bridge {spec.bridge!r} is not on this host; declare it")
@@ -349,6 +363,16 @@ class DeviceKind(Kind):
             # The first address of a subnet is the one that packets are sent from.
             kernel.order_addresses(name, image["addresses"])
         return [f"{name}: {refusal}" for refusal in kernel.add_routes(image["routes"], image["index"], index)]
+
+
+def _join_bridge(name: str, bridge: str) -> list[str]:
+    words = ["ip", "link", "set", "dev", name, "master"]
+    if not bridge.startswith(DOCKER):
+        return [*words, bridge]
+    # Docker names it by the network's id unless it was told a name.
+    form = '{{or (index .Options "com.docker.network.bridge.name") (printf "br-%.12s" .Id)}}'
+    asked = f"$(docker network inspect --format '{form}' {bridge[len(DOCKER) :]})"
+    return ["sh", "-c", f'{" ".join(words)} "{asked}"']
 
 
 class Explained:

@@ -22,8 +22,9 @@ def _load(name):
 
 
 # So that `import agent_support` works in every test here (pytest runs with importmode=importlib).
-if "agent_support" not in sys.modules:
-    _load("agent_support")
+for support in ("agent_support", "docker_support"):
+    if support not in sys.modules:
+        _load(support)
 
 from agent_support import Host  # noqa: E402 - after the line above
 

@@ -172,6 +172,13 @@ def test_rubbish_for_install(bare):
     assert (done.code, done.lines) == (1, ["install: {'a': 1} is not what the program sends"])
 
 
+#: What is restored, by which unit, and what that one follows and precedes.
+RESTORE_UNITS = [
+    ("own", "overlay-restore.service", "", "docker.service "),
+    ("docker", "overlay-restore-docker.service", " docker.service overlay-restore.service", ""),
+]
+
+
 def test_under_systemd_it_is_started_at_boot(bare, tmp_path):
     bare.run("mkdir -p /run/systemd/system")
     stub = tmp_path / "systemctl"
@@ -180,19 +187,19 @@ def test_under_systemd_it_is_started_at_boot(bare, tmp_path):
     path = {"PATH": f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin"}
     bare.install(env=path)
     assert bare.run("cat /run/systemctl.log").out.splitlines() == [
-        "-q daemon-reload", "-q enable overlay-restore.service",
+        "-q daemon-reload", "-q enable overlay-restore.service overlay-restore-docker.service",
     ]  # fmt: skip
-    text = bare.run("cat /etc/systemd/system/overlay-restore.service").out
-    for line in (
-        "ExecStart=/usr/local/sbin/overlay-agent restore", "Type=oneshot", "Restart=on-failure", "RestartSec=5",
-        "After=network-online.target", "WantedBy=multi-user.target",
-    ):  # fmt: skip
-        assert line in text.splitlines()
-    if shutil.which("systemd-analyze"):
-        done = bare.run(
-            "systemd-analyze", "verify", "--man=no", "/etc/systemd/system/overlay-restore.service", check=False
-        )
-        assert "overlay-restore" not in done.err, done.err
+    for which, unit, after, before in RESTORE_UNITS:
+        text = bare.run(f"cat /etc/systemd/system/{unit}").out
+        for line in (
+            f"ExecStart=/usr/local/sbin/overlay-agent restore {which}", "Type=oneshot", "Restart=on-failure",
+            "RestartSec=5", f"After=network-online.target{after}",
+            f"Before={before}lxc.service lxc-net.service lxd.service incus.service", "WantedBy=multi-user.target",
+        ):  # fmt: skip
+            assert line in text.splitlines()
+        if shutil.which("systemd-analyze"):
+            done = bare.run("systemd-analyze", "verify", "--man=no", f"/etc/systemd/system/{unit}", check=False)
+            assert "overlay-restore" not in done.err, done.err
     bare.run("rm /run/systemctl.log")
     import json
 
@@ -201,7 +208,7 @@ def test_under_systemd_it_is_started_at_boot(bare, tmp_path):
     )
     assert done.report == {"host": "a", "removed": True}
     assert bare.run("cat /run/systemctl.log").out.splitlines() == [
-        "-q disable overlay-restore.service", "-q daemon-reload",
+        "-q disable overlay-restore.service overlay-restore-docker.service", "-q daemon-reload",
     ]  # fmt: skip
     assert left(bare) == []
 
