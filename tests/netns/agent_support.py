@@ -187,3 +187,30 @@ def usual(peers=("b", "c"), **of_vxlan):
     return document(
         br_app=bridge(addresses={"10.10.0.1/24": {}}), vx_app=vxlan(bridge="br-app", peers=others, **of_vxlan)
     )
+
+
+def kill_at_each_point(new_host, scope, prepare, go, look):
+    """Kills the agent at its first point, the second, … until it gets through: each time on a new host
+    that `prepare(host)` made ready. `scope`: "" kills the worker, and its guard undoes; ":all" kills
+    both, and `restore` does. Asserts that what `look(host)` sees and the store are as before, or, where
+    all was done, that nothing has drifted; then that `go` does it. Returns how many points there were."""
+    for point in range(1, 200):
+        host = new_host()
+        try:
+            prepare(host)
+            before, files = look(host), host.files()
+            done = go(host, code=None, OVERLAY_FAULT=f"{point}{scope}")
+            if done.code == 0:
+                return point - 1
+            if scope:
+                done = host.agent("restore")
+            if host.files() == files:
+                assert "undone" in done.err, done
+                assert look(host) == before, point
+            else:
+                assert "an apply was cut short after it was done; nothing to undo" in done.err, (point, done)
+            go(host, code=0)
+            assert host.agent("check").report == {"drift": []}
+        finally:
+            host.close()
+    raise AssertionError("no end of points")
