@@ -204,8 +204,8 @@ def test_after_a_reboot_an_uplink_is_known_before_its_router_speaks(host, new_ho
     ("breaking", "versions", "error"),
     [
         ("mount -t tmpfs none /proc/sys/net/ipv6", ["ipv6"],
-         ("a forwarding: /proc/sys/net/ipv6/conf/all/forwarding is not on this host: its kernel runs without IPv6; boot "
-          "it without ipv6.disable=1, or give the segment no IPv6 subnet")),
+         ("a forwarding: /proc/sys/net/ipv6/conf/all/forwarding is not on this host: its kernel runs without IPv6; "
+          "boot it without ipv6.disable=1, or give the segment no IPv6 subnet")),
         ("sh -c 'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys'", ["ipv4"],
          ("a forwarding: /proc/sys/net/ipv4/ip_forward is 0 and cannot be written here; if this host is a container, "
           "switch it on from outside: sysctl -w net.ipv4.ip_forward=1")),
