@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from overlay_agent.kernel import Kernel
 
 PROGRAM, PACKAGE = "keepalived", "keepalived"
+LOOPBACK = "lo"
 #: After its parent is killed keepalived's own child gives the addresses back and ends, in 1 s.
 ORPHAN_SECONDS = 3.0
 
@@ -127,7 +128,10 @@ class VrrpKind(Kind):
         mark = wanted.owner.alias(name)
         if out or self.find(kernel, name, mark) == spec:
             return out
-        said = refusal(_config(_identity(mark), spec))
+        # It refuses an interface that is not there, as the bridge may not be yet; any other will do.
+        others = [device for device in sorted(kernel.links) if device != LOOPBACK]
+        interface = spec.interface if spec.interface in kernel.links or not others else others[0]
+        said = refusal(_config(_identity(mark), dataclasses.replace(spec, interface=interface)))
         return [f"{PROGRAM} refuses its configuration: {said}"] if said else []
 
     def find(self, kernel: Kernel, name: str, mark: str) -> Vrrp | None:
@@ -188,9 +192,10 @@ def refusal(text: str) -> str:
     with os.fdopen(os.memfd_create(PROGRAM), "w") as file:
         file.write(text)
         file.flush()
-        path = f"/proc/self/fd/{file.fileno()}"
+        os.fchmod(file.fileno(), 0o600)  # it skips one that could be executed, and finds nothing wrong in it
+        path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
         words = [PROGRAM, "--config-test", f"--use-file={path}"]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, pass_fds=[file.fileno()])
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
     said = re.sub(rf"\({re.escape(path)}: (Line \d+)\)", r"\1:", done.stdout + done.stderr)
     lines = "; ".join(line.strip() for line in said.splitlines() if line.strip())
     return (lines or f"exit code {done.returncode}") if done.returncode else ""

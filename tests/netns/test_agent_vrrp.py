@@ -176,8 +176,8 @@ def test_an_address_removed_by_hand_comes_back_by_itself(host, ends):
          ["a vrrp: keepalived is not on this host; install the package keepalived"]),
         (service(interface="br-no"), {}, "true", ["a vrrp: interface 'br-no' is not on this host; declare it"]),
         (service(addresses={"fd00::fe/64": {}}), {}, "true",
-         ["a vrrp: routers talk from link-local addresses over IPv6 (RFC 5798), and br-app has none; set its linkLocal, "
-          "or give the segment an IPv4 subnet too"]),
+         [("a vrrp: routers talk from link-local addresses over IPv6 (RFC 5798), and br-app has none; set its "
+           "linkLocal, or give the segment an IPv4 subnet too")]),
         (service(addresses={"10.10.0.1/24": {}, "198.18.0.11/24": {}}), {}, "true",
          ["a vrrp: address 10.10.0.1/24 is on br-app for good, and cannot float; take it away there, or here",
           "a vrrp: address 198.18.0.11/24 is on u0 for good, and cannot float; take it away there, or here"]),
@@ -196,9 +196,14 @@ def test_what_is_refused(host, services, of_bridge, before, errors):
     assert host.files() == {}
 
 
-def test_what_keepalived_refuses_is_in_its_own_words():
-    assert kind.refusal("vrrp_instance a {\n interface lo\n virtual_router_id 1\n advert_int x\n}\n").startswith(
-        "Line 4: invalid number 'x'; Line 4: (a) Advert interval (x) not valid! Must be > 0 - ignoring"
+def test_what_keepalived_refuses_is_in_its_own_words(host):
+    many = service(addresses={f"10.10.{number // 250}.{number % 250 + 2}/16": {} for number in range(256)})
+    done = host.apply(alone(many, addresses={}), code=1)
+    assert done.lines[0].startswith("a vrrp: keepalived refuses its configuration: (overlay-vrrp-")
+    assert "Number of VIPs (256) exceeds maximum/space available in packet" in done.lines[0]
+    assert host.files() == {}
+    assert kind.refusal("vrrp_instance a {\n virtual_router_id 1\n advert_int x\n}\n").startswith(
+        "Line 3: invalid number 'x'; Line 3: (a) Advert interval (x) not valid! Must be > 0 - ignoring"
     )
 
 
@@ -254,7 +259,7 @@ class Segment:
         number = ord(name) - ord("a") + 11
         peers = {other: f"198.18.0.{ord(other) - ord('a') + 11}" for other in self.hosts if other != name}
         tunnel = vxlan(bridge="br-app", local=f"198.18.0.{number}", peers=peers, mac=f"{MAC_VX[:-1]}{name}")
-        own = {f"10.10.0.{number}/24": {}, f"fd00::{number}/64": {}, **dict.fromkeys(floating, {})}
+        own = {f"10.10.0.{number}/24": {}, f"fd00::{number}/64": {}, **{one: {} for one in floating}}
         switch = bridge(addresses=own, mac=mac or self.mac(name))
         return document(services=services, host=name, br_app=switch, vx_app=tunnel)
 
