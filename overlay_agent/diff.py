@@ -94,7 +94,7 @@ def summary(spec: Any) -> str:
         elif isinstance(value, dict):
             words += [str(key) for key in value]
         elif field.name != "mac" and value != fields.default_of(field):
-            words.append(f"{fields.json_name(field.name)} {value}")
+            words.append(f"{fields.json_name(field.name)} {_text(value)}")
     return ", ".join(words)
 
 

@@ -52,14 +52,16 @@ NLM_F_CAPPED, NLM_F_ACK_TLVS, NLMSGERR_ATTR_MSG = 0x100, 0x200, 1
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 AF_BRIDGE = 7
 IFF_UP = 1
 NLA_F_NESTED = 0x8000
 NTF_SELF, NUD_PERMANENT, NUD_NOARP = 2, 0x80, 0x40
 RTPROT_KERNEL, RTM_F_CLONED, RTNH_F_ONLINK = 2, 0x200, 4
-RTA_OIF, RTA_MULTIPATH, RTA_CACHEINFO = 4, 9, 12
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY = 1, 4, 5, 6
+RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_PREF = 9, 12, 15, 20
+RT_TABLE_MAIN, RTN_UNICAST = 254, 1
 RTEXT_FILTER_SKIP_STATS = 8
 ADDR_GEN_EUI64, ADDR_GEN_NONE = 0, 1
 IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
@@ -115,6 +117,19 @@ class FdbEntry:
     permanent: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """One route of the main table. `via`: the next hop, in words where it has none or where `set_route`
+    would not have made it so. `text`: its whole message, as hexadecimal text."""
+
+    subnet: str
+    via: str
+    metric: int
+    protocol: int
+    devices: tuple[str, ...]
+    text: str
+
+
 class Kernel:
     """One netlink socket in the current network namespace.
 
@@ -138,6 +153,7 @@ class Kernel:
         #: What other programs of the host listed in this look, by program; whoever changes it takes it out.
         self.listings: dict[str, Any] = {}
         self._addresses: dict[int, list[str]] = {}
+        self._deleted_routes: set[str] = set()
         self.refresh()
 
     def close(self) -> None:
@@ -198,6 +214,16 @@ class Kernel:
             route.text(route.flags & RTNH_F_ONLINK)
             for route in found
             if route.protocol != RTPROT_KERNEL and not route.flags & RTM_F_CLONED and index in route.devices()
+        ]
+
+    def main_routes(self) -> list[Route]:
+        """The main table, IPv4 and IPv6."""
+        # Older kernels, without strict checking, send all tables.
+        found = [_Route(body[16:]) for body in self._dump_raw(RTM_GETROUTE, _route_header(0, 0, RT_TABLE_MAIN, 0))]
+        return [
+            route.seen(self.name_of)
+            for route in found
+            if route.table == RT_TABLE_MAIN and not route.flags & RTM_F_CLONED
         ]
 
     # -- changing ---------------------------------------------------------------------------
@@ -301,10 +327,10 @@ class Kernel:
         self._change(f"{name}: add address {address}", RTM_NEWADDR, [message], NLM_F_CREATE | NLM_F_REPLACE)
 
     def order_addresses(self, name: str, want: Sequence[str]) -> None:
-        """Makes the IPv4 addresses stand in that order, when they are those but in another."""
+        """Makes those of the IPv4 addresses stand in that order, when they are there but in another."""
         self.refresh()
-        have = [address for address in self.addresses(self.links[name]) if ":" not in address]
         want = [address for address in want if ":" not in address]
+        have = [address for address in self.addresses(self.links[name]) if address in want]
         if want != have and sorted(want) == sorted(have):
             self.set_addresses(name, have, [])
             self.set_addresses(name, [], want)
@@ -323,10 +349,37 @@ class Kernel:
         there = self.routes(index)
         refused: list[str] = []
         for text in routes:
+            if text in self._deleted_routes:  # meanwhile it was taken away on purpose
+                continue
             route = _Route(bytes.fromhex(text)).moved(was, index)
             if route.text(route.flags) not in there:
                 refused += self._add_route(route)
         return refused
+
+    def set_route(self, what: str, subnet: str, via: str, metric: int, protocol: int) -> None:
+        """Makes a route in the main table, in the place of one with the same subnet and metric."""
+        network, gateway = ipaddress.ip_network(subnet), ipaddress.ip_address(via)
+        family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+        message = _route_header(family, network.prefixlen, RT_TABLE_MAIN, protocol)
+        parts = {RTA_DST: network.network_address.packed, RTA_GATEWAY: gateway.packed}
+        for type_, value in {**parts, RTA_PRIORITY: struct.pack("=I", metric)}.items():
+            message += struct.pack("=HH", 4 + len(value), type_) + value
+        self._change(f"{what}: add {subnet} via {via}", RTM_NEWROUTE, [message], NLM_F_CREATE | NLM_F_REPLACE)
+
+    def add_route(self, what: str, text: str) -> None:
+        """Makes a route that `main_routes` read."""
+        data, flags = bytes.fromhex(text), NLM_F_CREATE | NLM_F_APPEND
+        self._change(f"{what}: add {_Route(data)}", RTM_NEWROUTE, [data], flags)
+
+    def delete_route(self, what: str, text: str) -> None:
+        """Removes a route that `main_routes` read; one that is gone already is no error."""
+        data = bytes.fromhex(text)
+        try:
+            self._change(f"{what}: remove {_Route(data)}", RTM_DELROUTE, [data])
+        except KernelError as error:
+            if error.code != errno.ESRCH:
+                raise
+        self._deleted_routes.add(text)
 
     def _add_route(self, route: _Route) -> list[str]:
         try:
@@ -435,7 +488,7 @@ class _Route:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.family, self.length = data[0], data[1]
-        self.protocol = data[5]
+        self.table, self.protocol = data[4], data[5]
         (self.flags,) = struct.unpack_from("=I", data, 8)
 
     def attributes(self) -> Iterator[tuple[int, int, int]]:
@@ -458,6 +511,27 @@ class _Route:
     def devices(self) -> set[int]:
         return {struct.unpack_from("=i", self.data, where)[0] for where in self._indexes()}
 
+    def _values(self) -> dict[int, bytes]:
+        return {type_: self.data[start:end] for type_, start, end in self.attributes()}
+
+    @property
+    def subnet(self) -> str:
+        none = bytes(4 if self.family == socket.AF_INET else 16)
+        return f"{ipaddress.ip_address(self._values().get(RTA_DST, none))}/{self.length}"
+
+    def seen(self, name_of: Mapping[int, str]) -> Route:
+        """The route for those who need not know netlink."""
+        values = self._values()
+        known = {RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE, RTA_CACHEINFO, RTA_PREF}
+        _, _, source, tos, _, _, scope, type_ = self.data[:8]
+        plain = (source, tos, scope, type_) == (0, 0, 0, RTN_UNICAST) and values.keys() <= known
+        plain &= RTA_GATEWAY in values and not self.flags & RTNH_F_ONLINK and not any(values.get(RTA_PREF, b""))
+        via = str(ipaddress.ip_address(values[RTA_GATEWAY])) if RTA_GATEWAY in values else "no next hop"
+        (metric,) = struct.unpack("=I", values.get(RTA_PRIORITY, bytes(4)))
+        devices = tuple(sorted(name_of.get(index, str(index)) for index in self.devices()))
+        text = self.text(self.flags & RTNH_F_ONLINK)
+        return Route(self.subnet, via if plain else f"{via} and more", metric, self.protocol, devices, text)
+
     def moved(self, was: int, index: int) -> _Route:
         """The same route through the device that now has another index."""
         data = bytearray(self.data)
@@ -474,10 +548,7 @@ class _Route:
         return (self.data[:8] + struct.pack("=I", flags) + kept).hex()
 
     def __str__(self) -> str:
-        for type_, start, end in self.attributes():
-            if type_ == 1:  # RTA_DST
-                return f"route {ipaddress.ip_address(self.data[start:end])}/{self.length}"
-        return "route default"
+        return f"route {self.subnet}" if self.length else "route default"
 
 
 def _decoded(class_: Any, body: bytes) -> Any:
@@ -556,6 +627,11 @@ def _address_request(index: int, address: str) -> Any:
         # The planner knows that nobody else has it, and an overlay is often not up yet.
         message["flags"] = IFA_F_NODAD
     return message
+
+
+def _route_header(family: int, length: int, table: int, protocol: int) -> bytes:
+    """A struct rtmsg (linux/rtnetlink.h)."""
+    return struct.pack("=BBBBBBBBI", family, length, 0, 0, table, protocol, 0, RTN_UNICAST if protocol else 0, 0)
 
 
 def _fdb_request(index: int, mac: str, dst: str) -> Any:

@@ -228,7 +228,7 @@ def _in_the_way(wanted: Document) -> list[str]:
 def act(
     kernel: Kernel, changes: Sequence[Change], mark: Callable[[str], str], before: Raw, *, exactly: bool = False
 ) -> list[str]:
-    """Carries the changes out: what has to go, then what is new, then what only changes.
+    """Carries the changes out: what has to go, then by rank what is new or only changes.
 
     `before` holds what hung on the objects. `exactly`: this is an undo; it goes on after a refusal,
     since what else can be brought back should be. Returns what could not be.
@@ -258,10 +258,9 @@ def act(
 
     for change in sorted((c for c in changes if c.action in (REMOVE, RECREATE)), key=lambda c: -_rank(c.found)):
         do(lambda change=change: delete(change))  # type: ignore[misc]
-    for change in sorted((c for c in changes if c.action in (CREATE, RECREATE)), key=lambda c: _rank(c.wanted)):
-        do(lambda change=change: create(change))  # type: ignore[misc]
-    for change in sorted((c for c in changes if c.action == SET), key=lambda c: _rank(c.wanted)):
-        do(lambda change=change: set_(change))  # type: ignore[misc]
+    # A service may need the address that a bridge is only given now.
+    for change in sorted((c for c in changes if c.action != REMOVE), key=lambda c: (_rank(c.wanted), c.action == SET)):
+        do(lambda change=change: (set_ if change.action == SET else create)(change))  # type: ignore[misc]
     return notes
 
 
@@ -331,11 +330,20 @@ def recover(kernel: Kernel, store: Store, boot: str) -> list[str]:
     if journal["boot"] != boot:
         # The devices went with the reboot; what is kept decides what `restore` brings back.
         store.begin_undo()
+        _remove_files(kernel, journal)
         store.write(label, journal["stored"])
         store.write_journal(None)
         return [f"stack {label}: an apply was cut short by a reboot; the host keeps what it had before"]
     undo(kernel, store, journal)
     return [f"stack {label}: an apply was cut short; undone"]
+
+
+def _remove_files(kernel: Kernel, journal: Raw) -> None:
+    """Removes what the services that an apply was about to make left in files, which outlive a reboot."""
+    for name, spec in stored_objects(journal["target"]).items():
+        kind = KINDS.get(spec["kind"])
+        if kind and kind.group == SERVICES and journal["before"].get(name, spec) is None:
+            kind.delete(kernel, name, f"overlay:{journal['label']}/{name}")
 
 
 def _check(left: Callable[[Kernel], list[Change]], what: str) -> None:

@@ -32,6 +32,7 @@ class Store:
         self._state, self._lock = state, lock
         self._journal = os.path.join(state, "journal.json")
         self._undo = os.path.join(state, "undo.json")
+        self._shared = os.path.join(state, "shared.json")
 
     # -- membership -------------------------------------------------------------------------
 
@@ -84,6 +85,16 @@ class Store:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
                     raise
+
+    # -- what stacks share ------------------------------------------------------------------
+
+    def read_shared(self) -> dict[str, Any]:
+        """What several stacks, and others, use of the host, and how it was before the first of ours."""
+        return self._read(self._shared) or {}
+
+    def write_shared(self, shared: dict[str, Any]) -> None:
+        """Keeps that; with nothing in it no file is left."""
+        self._write(self._shared, shared or None)
 
     # -- journal ----------------------------------------------------------------------------
 

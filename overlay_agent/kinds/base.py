@@ -281,7 +281,7 @@ class DeviceKind(Kind):
         return {
             "mark": link.alias,
             "index": link.index,
-            "addresses": kernel.addresses(link),
+            "addresses": own_addresses(kernel, link),
             "ports": kernel.ports(name),
             "routes": kernel.routes(link.index),
         }
@@ -293,7 +293,7 @@ class DeviceKind(Kind):
             "mac": link.mac,
             "up": link.up,
             "bridge": kernel.name_of.get(link.master) if link.master else None,
-            "addresses": {address: {} for address in kernel.addresses(link)},
+            "addresses": {address: {} for address in own_addresses(kernel, link)},
             "link_local": link.link_local,
         }
         if link.master:
@@ -373,6 +373,14 @@ def _join_bridge(name: str, bridge: str) -> list[str]:
     form = '{{or (index .Options "com.docker.network.bridge.name") (printf "br-%.12s" .Id)}}'
     asked = f"$(docker network inspect --format '{form}' {bridge[len(DOCKER) :]})"
     return ["sh", "-c", f'{" ".join(words)} "{asked}"']
+
+
+def own_addresses(kernel: Kernel, link: Link) -> list[str]:
+    """The device's addresses without those that float between hosts, which come and go by themselves."""
+    from overlay_agent.kinds.vrrp import floating  # noqa: PLC0415 - it is built upon this module
+
+    floats = floating()
+    return [address for address in kernel.addresses(link) if (link.name, address) not in floats]
 
 
 class Explained:

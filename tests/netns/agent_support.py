@@ -7,11 +7,13 @@ A process that sleeps holds the namespaces; when it is killed, all of it is gone
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -79,7 +81,25 @@ class Host:
         assert self._holder.stdout.readline() == b"ready\n"
         self.enter = [shutil.which("nsenter"), "-t", str(self._holder.pid), "-n", "-m", "--"]
 
+    def processes(self):
+        """The ids of the processes in the host, without the one that holds its namespaces."""
+        mine = Path(f"/proc/{self._holder.pid}/ns/net").stat()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (process / "ns/net").stat().st_ino == mine.st_ino:
+                    found.append(int(process.name))
+        return sorted({*found} - {self._holder.pid})
+
     def close(self):
+        if self._holder.poll() is not None:
+            return
+        # A daemon that is left would keep the namespaces.
+        left = self.processes()
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # none of them starts another one meanwhile
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
         self._holder.kill()
         self._holder.wait()
         self._holder.stdout.close()
@@ -267,3 +287,30 @@ def container(host, name, bridge, *addresses, gateways=()):
     for gateway in gateways:
         node.run(f"ip route add default via {gateway}")
     return node
+
+
+def kill_at_each_point(new_host, scope, prepare, go, look):
+    """Kills the agent at its first point, the second, … until it gets through: each time on a new host
+    that `prepare(host)` made ready. `scope`: "" kills the worker, and its guard undoes; ":all" kills
+    both, and `restore` does. Asserts that what `look(host)` sees and the store are as before, or, where
+    all was done, that nothing has drifted; then that `go` does it. Returns how many points there were."""
+    for point in range(1, 200):
+        host = new_host()
+        try:
+            prepare(host)
+            before, files = look(host), host.files()
+            done = go(host, code=None, OVERLAY_FAULT=f"{point}{scope}")
+            if done.code == 0:
+                return point - 1
+            if scope:
+                done = host.agent("restore")
+            if host.files() == files:
+                assert "undone" in done.err, done
+                assert look(host) == before, point
+            else:
+                assert "an apply was cut short after it was done; nothing to undo" in done.err, (point, done)
+            go(host, code=0)
+            assert host.agent("check").report == {"drift": []}
+        finally:
+            host.close()
+    raise AssertionError("no end of points")
