@@ -41,6 +41,8 @@ _ALWAYS = (
     # Names without a dot, and addresses that are nobody's business outside, are not asked for there.
     "domain-needed",
     "bogus-priv",
+    # It would stand still for 3 s at each of the first six new clients of a half minute (PING_WAIT in its config.h).
+    "no-ping",
     # A container that calls itself wpad would be asked by others for their proxy (CERT VU#598349).
     "dhcp-name-match=set:wpad,wpad",
     "dhcp-ignore-names=tag:wpad",

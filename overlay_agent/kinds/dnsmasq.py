@@ -391,9 +391,13 @@ def _wrong_interface(kernel: Kernel, spec: Dnsmasq, wanted: Document) -> list[st
     device, link = wanted.devices.get(spec.interface), kernel.links.get(spec.interface)
     if device is None and link is None:
         return [f"interface: there is no {spec.interface} on this host; name a bridge that is"]
+    wrong = []
+    if any(":" in subnet for subnet in spec.subnets) and not (device or link).link_local:  # type: ignore[union-attr]
+        wrong.append(f"interface: {spec.interface} has no link-local address, from which DHCPv6 and router "
+                     f"advertisements come; set its linkLocal")  # fmt: skip
     there = device.addresses if device else kernel.addresses(link)  # type: ignore[arg-type]
     have = {str(ipaddress.ip_interface(address).ip) for address in there}
-    return [
+    return wrong + [
         f"addresses: {address} is not on {spec.interface}, which has {', '.join(sorted(have)) or 'none'}; give it that"
         for address in spec.addresses
         if address not in have
