@@ -169,12 +169,9 @@ class DnsmasqKind(Kind):
         spec = self.find(kernel, name, mark)
         if spec is None or there.pid is None:
             return []
-        rows: list[Difference] = []
-        if not there.has_loaded(spec):
-            rows.append(("loaded static leases", "others", "those of its file"))
         if there.is_bound_elsewhere(kernel, spec):
-            rows.append(("bound", "to a device that is gone", f"to {spec.interface}"))
-        return rows
+            return [("bound", "to a device that is gone", f"to {spec.interface}")]
+        return [] if there.has_loaded(spec) else [("loaded static leases", "others", "those of its file")]
 
     def wrong_here(self, kernel: Kernel, name: str, spec: Dnsmasq, wanted: Document) -> list[str]:
         from overlay_agent import dnsmasq  # noqa: PLC0415 - as above
@@ -278,6 +275,7 @@ class _There:
         if self.pid is not None and not (running and kept and not self.is_bound_elsewhere(kernel, spec)):
             self.daemon("").stop(kernel)
             self.pid = None
+        changed = any(self.files.get(name) != files.get(name) for name in (dnsmasq.HOSTS, dnsmasq.NAMES))
         # Not the leases while it runs: it writes them itself.
         without = {name: text for name, text in files.items() if name != dnsmasq.LEASES or name not in self.files}
         daemon.replace(kernel, self.folder, without, keep=[dnsmasq.LEASES])
@@ -288,7 +286,7 @@ class _There:
         service = self.daemon(config, lambda: self.has_loaded(spec))
         if self.pid is None:
             service.start(kernel)
-        elif not self.has_loaded(spec):
+        elif changed or not self.has_loaded(spec):
             service.reload(kernel)
 
     def taken(self) -> list[str]:

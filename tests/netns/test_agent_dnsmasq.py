@@ -48,6 +48,7 @@ class Container:
         self.run("ip", "link", "set", "eth0", "up")
 
     def run(self, *words, **more):
+        words = shlex.split(words[0]) if len(words) == 1 else words
         return self.host.run("ip", "netns", "exec", self.name, *words, **more)
 
     def udhcpc(self, folder, *options):
@@ -237,10 +238,10 @@ def test_253_clients_lease_at_once_without_a_clash(host):
 def test_no_more_leases_than_lease_max(host):
     host.apply(wanted(leaseMax=5))
     many = Container(host, "many", WEB)
-    found = many.clients("discover", "50", "0.2")
-    assert found["answered"] == 10  # nothing is leased by an offer
+    assert many.clients("discover", "50", "0.2")["answered"] == 10  # nothing is leased by an offer
     assert len(many.clients("lease", "5")["leases"]) == 5
-    assert many.clients("discover", "100", "0.2")["answered"] == 5
+    found = many.clients("lease", "3", "100")
+    assert (found["leases"], len(found["refused"])) == ({}, 3)
 
 
 # -- leases and reservations ---------------------------------------------------------------------
@@ -249,14 +250,19 @@ def test_no_more_leases_than_lease_max(host):
 def test_a_new_static_lease_restarts_nothing(served, tmp_path):
     Container(served, "guest", "02:00:00:00:09:09").udhcpc(tmp_path)
     was, had = pid(served), leases(served)
-    hosts = {**dnsmasq()["hosts"], "db": {"mac": DB, "address": "10.10.0.12"}}
-    assert served.apply(wanted(hosts=hosts)).lines == [f"dhcp-app: + host db 10.10.0.12 {DB}"]
+    other = {"mac": "02:00:00:00:01:03", "address": "10.10.0.13"}
+    hosts = {**dnsmasq()["hosts"], "db": {"mac": DB, "address": "10.10.0.12"}, "other": other}
+    assert served.apply(wanted(hosts=hosts)).lines == [
+        f"dhcp-app: + host db 10.10.0.12 {DB}", "dhcp-app: + host other 10.10.0.13 02:00:00:00:01:03",
+    ]  # fmt: skip
     assert (pid(served), leases(served)) == (was, had)
     assert Container(served, "db", DB).udhcpc(tmp_path)["ip"] == "10.10.0.12"
     assert "Address: 10.10.0.12\n" in lookup(served, "db")
-    assert served.apply(wanted()).lines == [f"dhcp-app: - host db 10.10.0.12 {DB}"]
+    assert "Address: 10.10.0.13\n" in lookup(served, "other")
+    assert len(served.apply(wanted()).lines) == 2
     assert pid(served) == was
-    assert "NXDOMAIN" in lookup(served, "db.app.example")
+    assert "NXDOMAIN" in lookup(served, "other.app.example")
+    assert "10.10.0.12" in leases(served)  # and so its name, for as long
 
 
 def test_a_restart_keeps_the_leases(served, tmp_path):
@@ -323,7 +329,10 @@ def test_a_thousand_reservations_reload(served):
          ["lacks range 10.10.0.100-10.10.0.199", "has range 10.10.0.100-10.10.0.150 that is not declared"]),
         ("/dhcp-range=fd00/d", ["lacks subnet fd00:10::/64", "lacks range fd00:10::100-fd00:10::1ff"]),
         ("/listen-address=fd00/d", ["lacks address fd00:10::1"]),
-        ("$ a enable-ra", ["ra want off, is on", "lacks line ra-param=br-app,mtu:1400,0,0"]),
+        ("$ a enable-ra",
+         ["ra want off, is on", "lacks line ra-param=br-app,mtu:1400,0,0",
+          "has line dhcp-range=fd00:10::100,fd00:10::1ff,64,3600 that is not declared",
+          "lacks line dhcp-range=fd00:10::100,fd00:10::1ff,slaac,64,3600"]),
         ("$ a dhcp-option=42,1.2.3.4", ["has option 42 1.2.3.4 that is not declared"]),
         ("$ a no-negcache", ["has line no-negcache that is not declared"]),
         ("/^bogus-priv/d", ["lacks line bogus-priv"]),
@@ -417,10 +426,8 @@ def test_the_files_are_readable_without_root_whatever_the_umask(host):
 
 def test_it_holds_nothing_of_the_agents(served):
     open_ = served.run("sh", "-c", f"ls -l /proc/{pid(served)}/fd").out
-    targets = {line.split(" -> ")[1] for line in open_.splitlines() if " -> " in line}
-    assert not [target for target in targets if "overlay.lock" in target or "journal" in target or "pipe" in target
-                and "pipe:[" not in target]  # fmt: skip
-    assert {"/dev/null", f"/run/overlay/{Path(folder(served)).name}.log"} <= targets
+    files = {line.split(" -> ")[1] for line in open_.splitlines() if " -> /" in line}
+    assert files == {"/dev/null", f"{folder(served)}/leases"}
     assert served.run("cut", "-d ", "-f6", f"/proc/{pid(served)}/stat").out.strip() == str(pid(served))  # its session
 
 
@@ -466,3 +473,226 @@ def test_what_explain_says_makes_the_same(host):
     until(lambda: "Address" in lookup(host, "web"))
     assert host.apply(out).lines == ["a: nothing to do, 2 objects as declared (first document)"]
     host.agent("remove", "p/s")
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ({"ranges": {"10.11.0.1-10.11.0.9": {}}},
+         "ranges: 10.11.0.1-10.11.0.9 is not in 10.10.0.0/24 or fd00:10::/64; take a part of one"),
+        ({"ranges": {"10.10.0.10-10.10.0.20": {}, "10.10.0.20-10.10.0.30": {}}},
+         "ranges: 10.10.0.10-10.10.0.20 and 10.10.0.20-10.10.0.30 overlap; take them apart"),
+        ({"subnets": {"10.10.0.0/24": {}, "fd00:10::/48": {}}},
+         "ranges: fd00:10::100-fd00:10::1ff is in fd00:10::/48, and dnsmasq takes no prefix shorter than 64; take a "
+         "longer one"),
+        ({"subnets": {"10.10.0.0/24": {}, "fd00:10::/64": {}, "10.12.0.0/24": {}}},
+         "subnets: no address of this host is in 10.12.0.0/24; give it one, dnsmasq serves only where it has one"),
+        ({"raRouter": True}, "raRouter: is set without ra; set ra too, or neither"),
+        ({"hosts": {"web": {"mac": WEB, "address": "10.12.0.9"}}},
+         "hosts.web: 10.12.0.9 is not in 10.10.0.0/24 or fd00:10::/64; take one of there"),
+        ({"hosts": {"web": {"mac": WEB, "address": "10.10.0.9"}, "db": {"mac": DB, "address": "10.10.0.9"}}},
+         "hosts.web: 10.10.0.9 belongs to db; take another"),
+        ({"hosts": {"web": {"mac": WEB, "address": "10.10.0.1"}}},
+         "hosts.web: 10.10.0.1 belongs to this host; take another"),
+        ({"hosts": {"web": {"mac": WEB, "address": "10.10.0.9"}, "db": {"mac": WEB, "address": "10.10.0.8"}}},
+         f"hosts.web: MAC address {WEB} belongs to db; each has its own"),
+        ({"hosts": {"web": {"mac": WEB, "address": "10.10.0.9"}, "WEB": {"mac": DB, "address": "10.10.0.8"}}},
+         "hosts.web: the same name as WEB; names do not differ by case"),
+        ({"hosts": {"web": {"mac": WEB, "address": "fd00:10::9", "address6": "fd00:10::8"}}},
+         "hosts.web: address6 is beside an IPv4 address the IPv6 one, and only there; give one of each"),
+        ({"router": "10.12.0.1"},
+         "router: 10.12.0.1 is not in 10.10.0.0/24; who gets an address there could not reach it"),
+        ({"routes": {"10.20.0.0/16": "10.12.0.1"}},
+         "routes.10.20.0.0/16: 10.12.0.1 is not in 10.10.0.0/24; who gets an address there could not reach it"),
+        ({"routes": {"0.0.0.0/0": "10.10.0.1"}},
+         "routes.0.0.0.0/0: not one for option 121; the default route is `router`"),
+        ({"routes": {"fd01::/64": "10.10.0.1"}},
+         "routes.fd01::/64: not one for option 121; IPv6 routes come by router advertisements"),
+        *(({"options": {name: "1.2.3.4"}}, f"options.{name}: {key} sets that option; write it there")
+          for name, key in (("3", "router"), ("router", "router"), ("26", "mtu"), ("mtu", "mtu"), ("6", "nameServers"),
+                            ("dns-server", "nameServers"), ("121", "routes"), ("249", "routes"), ("15", "domain"),
+                            ("option6:23", "nameServers"), ("51", "lease"))),
+        ({"options": {"option:router": "1.2.3.4"}}, "options.router: router sets that option; write it there"),
+    ],
+)  # fmt: skip
+def test_a_contradiction_is_refused_before_anything_is_looked_at(host, more, error):
+    assert host.apply(wanted(**more), code=1).lines == [f"dhcp-app.{error}"]
+
+
+def refused(host, document_, *errors):
+    state = host.state()
+    assert host.apply(document_, code=1).lines == [*(f"a dhcp-app: {error}" for error in errors), "nothing was changed"]
+    assert host.state() == state
+
+
+def test_a_host_without_dnsmasq(host, tmp_path):
+    done = host.apply(wanted(), code=1, PATH=str(tmp_path))
+    assert done.lines == [
+        "a dhcp-app: dnsmasq is not on this host; install the package dnsmasq-base", "nothing was changed",
+    ]  # fmt: skip
+
+
+def test_what_dnsmasq_refuses_leaves_the_old_one_running(served):
+    was = pid(served)
+    refused(
+        served, wanted(options={"nonsense": "1"}, lease=7200),
+        "dnsmasq refuses dhcp-option=option:nonsense,1: bad dhcp-option at line 30 of stdin; write what "
+        "`dnsmasq --help dhcp` knows",
+    )  # fmt: skip
+    assert pid(served) == was
+    assert served.agent("check").report == {"drift": []}
+
+
+def test_a_bridge_that_is_not_there(host):
+    out = wanted()
+    out["devices"] = {}
+    refused(host, out, "interface: there is no br-app on this host; name a bridge that is")
+
+
+def test_addresses_that_the_bridge_does_not_have(host):
+    out = wanted()
+    out["devices"]["br-app"].update(addresses={"10.10.0.2/24": {}}, linkLocal=False)
+    refused(
+        host, out,
+        "interface: br-app has no link-local address, from which DHCPv6 and router advertisements come; set its "
+        "linkLocal",
+        "addresses: 10.10.0.1 is not on br-app, which has 10.10.0.2; give it that",
+        "addresses: fd00:10::1 is not on br-app, which has 10.10.0.2; give it that",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def other(host):
+    """Starts somebody else's program in the host; it ends with the test."""
+    started = []
+
+    def start(*argv, listens="udp"):
+        started.append(host.popen(*argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        until(lambda: f"pid={started[-1].pid}," in host.run("ss -Hlntup").out)
+        return started[-1].pid
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+ALIEN = ("dnsmasq", "-k", "--conf-file=/dev/null", "--pid-file=", "--user=root", "--no-resolv", "--no-hosts")
+
+
+def test_a_dnsmasq_that_has_the_ports_of_all(host, other):
+    number = other(*ALIEN)
+    refused(
+        host, wanted(),
+        f"dnsmasq (pid {number}) has udp 53 and tcp 53 of br-app; give it bind-interfaces and except-interface=br-app "
+        "in its configuration, or stop it",
+    )  # fmt: skip
+
+
+def test_a_dnsmasq_that_serves_dhcp_to_all(host, other, tmp_path):
+    number = other(*ALIEN, "--port=0", "--dhcp-range=198.18.0.20,198.18.0.30", f"--dhcp-leasefile={tmp_path}/leases")
+    refused(
+        host, wanted(),
+        f"dnsmasq (pid {number}) has udp 67 of br-app; give it bind-interfaces and except-interface=br-app in its "
+        "configuration, or stop it",
+    )  # fmt: skip
+
+
+def test_a_dnsmasq_on_another_interface_is_no_clash(host, other, tmp_path):
+    other(*ALIEN, "--bind-interfaces", "--interface=u0", "--except-interface=lo",
+          "--dhcp-range=198.18.0.20,198.18.0.30", f"--dhcp-leasefile={tmp_path}/leases")  # fmt: skip
+    host.apply(wanted())
+    assert Container(host, "web", WEB).udhcpc(tmp_path)["ip"] == "10.10.0.11"
+
+
+def test_a_name_server_elsewhere_is_no_clash(host, other):
+    other("busybox", "nc", "-l", "-u", "-p", "53", "-s", "127.0.0.53")  # as systemd-resolved
+    host.apply(wanted())
+
+
+def test_a_program_that_has_the_port(host, other):
+    code = "import socket,time; s=socket.create_server(('', 53)); time.sleep(100)"
+    number = other(PYTHON, "-c", code)
+    refused(host, wanted(), f"python3 (pid {number}) has tcp 53 of br-app; have it leave br-app alone, or stop it")
+
+
+@pytest.mark.parametrize(("manager", "command"), [("lxd", "lxc"), ("incus", "incus")])
+def test_the_dnsmasq_of_lxd_on_the_same_bridge(host, other, tmp_path, manager, command):
+    """LXD's command line (lxd/network/driver_bridge.go), as far as it counts here."""
+    host.run("ip link add lxdbr0 type bridge")
+    host.run("ip link set lxdbr0 up")
+    host.run("ip address add 10.10.0.1/24 dev lxdbr0")
+    folder_ = tmp_path / manager
+    folder_.mkdir()
+    number = other(*ALIEN, "--bind-interfaces", "--except-interface=lo", "--interface=lxdbr0",
+                   "--listen-address=10.10.0.1", "--dhcp-range=10.10.0.2,10.10.0.254,1h",
+                   f"--dhcp-leasefile={folder_}/dnsmasq.leases")  # fmt: skip
+    out = document(services={"dhcp-app": dnsmasq(
+        interface="lxdbr0", subnets={"10.10.0.0/24": {}}, addresses={"10.10.0.1": {}},
+        ranges={}, hosts={"web": {"mac": WEB, "address": "10.10.0.11"}})})  # fmt: skip
+    refused(
+        host, out,
+        f"dnsmasq (pid {number}) of {manager} serves lxdbr0; one of the two has to go: {command} network set lxdbr0 "
+        "ipv4.dhcp=false ipv6.address=none dns.mode=none",
+    )  # fmt: skip
+
+
+# -- undo ----------------------------------------------------------------------------------------
+
+
+def also(**more):
+    return wanted(hosts={"db": {"mac": DB, "address": "10.10.0.12"}}, **more)
+
+
+#: By name: what is there before (None: nothing), and what is wanted (None: nothing).
+FAULTS = {"create": (None, wanted()), "reload": (wanted(), also()), "restart": (wanted(), also(lease=7200)),
+          "remove": (wanted(), None)}  # fmt: skip
+
+
+def services(host):
+    """The files of services, and what their processes run; process ids may differ."""
+    files = host.run("sh", "-c", "cd /var/lib/overlay; for f in services/*/*; do [ -f $f ] && sha1sum $f; done; true")
+    script = "for f in /run/overlay/*.pid; do [ -f $f ] && tr '\\0' ' ' < /proc/$(cat $f)/cmdline; done; true"
+    return files.out, host.run("sh", "-c", script).out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["", ":all"])
+@pytest.mark.parametrize("name", FAULTS)
+def test_killed_at_each_point_all_is_as_it_was(new_host, name, scope, tmp_path):
+    before, after = FAULTS[name]
+    for point in range(1, 100):
+        host = new_host()
+        if before:
+            host.apply(before)
+            Container(host, "guest", "02:00:00:00:09:09").udhcpc(tmp_path)
+            host.run("ip link set v-guest nomaster")
+        state, had = host.state(), services(host)
+        words = {"document": after} if after else {}
+        verb = ("apply",) if after else ("remove", "p/s")
+        done = host.agent(*verb, code=None, OVERLAY_FAULT=f"{point}{scope}", **words)
+        if done.code == 0:
+            assert point > 5
+            host.close()
+            return
+        restored = host.agent("restore") if scope else done
+        if "after it was done" not in restored.err:
+            assert host.state() == state, point
+            assert services(host) == had, point
+        host.agent(*verb, **words)
+        assert host.agent("check", code=None).report["drift"] == ([] if after else [])
+        host.close()
+    raise AssertionError("no end of points")
+
+
+def test_a_dnsmasq_that_was_stopped_and_edited_is_so_again_after_an_undo(served):
+    served.run("sed", "-i", "$ a no-negcache", config(served))
+    served.run("kill", "-9", str(pid(served)))
+    drift, had = served.agent("check", code=2).lines, services(served)
+    done = served.apply(wanted(lease=7200), code=1, OVERLAY_FAULT="6")
+    assert done.lines[-1].endswith("undone, the host is as it was")
+    assert served.agent("check", code=2).lines == drift
+    assert services(served) == had
