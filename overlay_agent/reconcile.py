@@ -14,7 +14,7 @@ from typing import Any
 
 from overlay_agent import bridges, fields
 from overlay_agent import document as documents
-from overlay_agent.diff import CREATE, REMOVE, SET, Change, diff
+from overlay_agent.diff import REMOVE, SET, Change, diff
 from overlay_agent.document import Document
 from overlay_agent.errors import KernelError
 from overlay_agent.fields import RECREATE

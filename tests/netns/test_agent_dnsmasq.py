@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import re
 import shlex
 import subprocess
 from pathlib import Path
