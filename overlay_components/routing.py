@@ -340,8 +340,11 @@ class Router:
     ) -> DhcpRow | None:
         """Adds what its hosts run. `locked`: chosen addresses, also of containers that are gone."""
         self.routing.local(self.where, addresses, book.subnets)
-        routes = self._routes(addresses, gateways, containers, book)
-        if self.dhcp is None or not self.hosts or self.bridge is None:
+        routes, routed = self._routes(addresses, gateways, containers, book)
+        if self.bridge is None:
+            return None
+        if self.dhcp is None or not self.hosts:
+            self._add_nat({host: {} for host in routed}, routed, book)
             return None
         leases = self._leases(self.dhcp, containers)
         ranges = self._ranges(self.dhcp, book, locked)
@@ -373,7 +376,8 @@ class Router:
                 authoritative=len(self.hosts) == 1,
             )
             self.routing.add(host, f"dhcp-{self.name}", spec, self.at)
-        self._nat(self.dhcp, containers, gateways, book)
+        translated = self._nat(self.dhcp, containers, gateways, book)
+        self._add_nat({host: translated if host in self.hosts else {} for host in {*self.hosts, *routed}}, routed, book)
         for version, gateway in gateways.items():
             at = self.hosts if gateway in floating else [host for host in self.hosts if gateway in own[host]]
             self.routing.passes(at, [version])
@@ -475,7 +479,8 @@ class Router:
 
     def _nat(
         self, dhcp: DhcpOptions, containers: Mapping[str, ContainerRow], gateways: Mapping[int, str], book: Book
-    ) -> None:
+    ) -> dict[str, Any]:
+        """What its hosts translate, as fields of Nat."""
         targets = {name: _bare(row["address"]) for name, row in containers.items() if row["address"]}
         targets |= {name: _bare(reservation.address) for name, reservation in dhcp.reservations.items()}
         # An IPv6 subnet that others can route to needs no translation.
@@ -483,19 +488,23 @@ class Router:
         forwards = self._forwards(dhcp, targets, book)
         public = self._public(dhcp, targets, book)
         if not (masquerade or forwards or public):
-            return
+            return {}
         self._check_way_back(dhcp, gateways, book)
-        spec = Nat(
-            interface=self.bridge or "",
-            masquerade={str(net): {} for net in masquerade},
-            forwards=forwards,
-            public_addresses=public,
-        )
         inside = [*(target["address"] for target in forwards.values()), *public.values()]
         versions = {net.version for net in masquerade} | {_ip(text).version for text in inside if names.known(text)}
         self.routing.passes(self.hosts, versions)
-        for host in self.hosts:
-            self.routing.add(host, f"nat-{self.name}", spec, self.at)
+        return {"masquerade": {str(net): {} for net in masquerade}, "forwards": forwards, "public_addresses": public}
+
+    def _add_nat(
+        self, translated: Mapping[str, Mapping[str, Any]], routed: Mapping[str, Sequence[str]], book: Book
+    ) -> None:
+        """`translated` and `routed` by host: fields of Nat, and the subnets that it routes to without translating."""
+        for host, values in translated.items():
+            ways = routed.get(host, ())
+            if values or ways:
+                subnets: dict[str, Any] = {str(net): {} for net in book.subnets}
+                spec = Nat(interface=self.bridge or "", subnets=subnets, routed={way: {} for way in ways}, **values)
+                self.routing.add(host, f"nat-{self.name}", spec, self.at if values else f"{self.where}.routes")
 
     def _check_way_back(self, dhcp: DhcpOptions, gateways: Mapping[int, str], book: Book) -> None:
         """What is translated has to come back by the translator: it does where the containers route through it."""
@@ -588,9 +597,11 @@ class Router:
         gateways: Mapping[int, str],
         containers: Mapping[str, ContainerRow],
         book: Book,
-    ) -> dict[str, str]:
-        """Adds the hosts' routes; returns those that containers can take themselves (IPv4)."""
+    ) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """Adds the hosts' routes. Returns those that containers can take themselves (IPv4), and by host the subnets
+        that it routes their packets to."""
         for_containers: dict[str, str] = {}
+        routed: dict[str, list[str]] = {}
         by_host: dict[str, dict[str, str]] = {}
         for text, said in self.segment.routes.items():
             where = model.path_text(("segments", self.name, "routes", text))
@@ -614,12 +625,13 @@ class Router:
                 self.routing.route(one, subnet, where)
                 if gateways.get(subnet.version) in [_bare(a) for a in addresses[one]]:
                     self.routing.passes([one], [subnet.version])
+                    routed.setdefault(one, []).append(text)
             # Of the segment's own addresses only: a container knows no other way to them.
             if served and names.known(via) and any(_ip(via) in net for net in book.subnets):
                 for_containers[text] = via
         for one, routes in by_host.items():
             self.routing.add(one, f"routes-{self.name}", Routes(routes=routes), f"{self.where}.routes")
-        return for_containers
+        return for_containers, routed
 
     def _is_bad_way(self, where: str, subnet: Network, book: Book) -> bool:
         before = len(self.wrong)

@@ -55,6 +55,8 @@ class Nat(Spec):
     subnets: dict[str, Any] = attribute(fields.Keyed("subnet", fields.Subnet(), fields.Empty()), default={})
     #: Subnets of the segment whose packets leave it under this host's own address.
     masquerade: dict[str, Any] = attribute(fields.Keyed("masquerade", fields.Subnet(), fields.Empty()), default={})
+    #: Subnets elsewhere that are reached, and reach the segment, under everybody's own address.
+    routed: dict[str, Any] = attribute(fields.Keyed("routed", fields.Subnet(), fields.Empty()), default={})
     #: What arrives at this host's addresses and is passed on into the segment.
     forwards: dict[str, Any] = attribute(fields.Keyed("forward", LISTEN, TARGET), default={})
     #: One address outside for one inside, both ways: the address inside, by the one outside, which
@@ -72,16 +74,16 @@ class NatKind(TableKind):
     name = "nat"
     spec = Nat
     rank = 17
-    instead = ", or leave out masquerade, forwards and publicAddresses"
+    instead = ", or leave out masquerade, routes, forwards and publicAddresses"
 
     # -- pure -------------------------------------------------------------------------------
 
     def wrong(self, spec: Nat) -> list[str]:
         out = [wrong for listen, target in spec.forwards.items() for wrong in _wrong_forward(listen, target)]
-        if not (spec.masquerade or spec.forwards or spec.public_addresses):
+        if not (spec.masquerade or spec.routed or spec.forwards or spec.public_addresses):
             nothing = f"interface: nothing is translated for {spec.interface}"
-            out.append(f"{nothing}; give masquerade, forwards or publicAddresses, or leave the service out")
-        for field, subnets in (("subnets", spec.subnets), ("masquerade", spec.masquerade)):
+            out.append(f"{nothing}; give masquerade, routed, forwards or publicAddresses, or leave the service out")
+        for field, subnets in (("subnets", spec.subnets), ("masquerade", spec.masquerade), ("routed", spec.routed)):
             for one, other in _pairs(sorted(subnets)):
                 if _overlap(one, other):
                     out.append(f"{field}: {one} and {other} overlap; give each address once")
@@ -96,7 +98,7 @@ class NatKind(TableKind):
         for chain, priority, rules in (
             ("prerouting", DSTNAT, inward),
             ("output", DSTNAT, inward),
-            ("postrouting", SRCNAT, [*_hairpin(spec), *_public_out(spec), *_masquerade(spec)]),
+            ("postrouting", SRCNAT, [*_hairpin(spec), *_routed(spec), *_public_out(spec), *_masquerade(spec)]),
         ):
             lines += [f"\tchain {chain} {{", f"\t\ttype nat hook {chain} priority {priority}; policy accept;"]
             lines += [f'\t\t{rule} comment "{spec.interface}: {what}"' for rule, what in rules]
@@ -248,6 +250,11 @@ def _hairpin(spec: Nat) -> Iterator[_Rule]:
         yield f"{match} masquerade", f"subnet {subnet}"
 
 
+def _routed(spec: Nat) -> Iterator[_Rule]:
+    for subnet in sorted(spec.routed):
+        yield f'{_family(subnet)} daddr {subnet} oifname != "{spec.interface}" accept', f"routed {subnet}"
+
+
 def _masquerade(spec: Nat) -> Iterator[_Rule]:
     for subnet in sorted(spec.masquerade):
         family = _family(subnet)
@@ -258,15 +265,16 @@ def _masquerade(spec: Nat) -> Iterator[_Rule]:
 def _rules(spec: Nat) -> list[docker_user.Rule]:
     """What Docker's FORWARD has to let through: what leaves the bridge, what answers, what was forwarded."""
     states = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED,DNAT"]
-    return [["-i", spec.interface, "!", "-o", spec.interface], ["-o", spec.interface, *states]]
+    inward = ["!", "-i", spec.interface, "-o", spec.interface] if spec.routed else ["-o", spec.interface, *states]
+    return [["-i", spec.interface, "!", "-o", spec.interface], inward]
 
 
 def _spec(comments: Iterable[str]) -> Nat:
     """What rules with these comments stand for."""
     interface = ""
-    said: dict[str, dict[str, Any]] = {"subnet": {}, "masquerade": {}, "forward": {}, "public": {}}
+    said: dict[str, dict[str, Any]] = {"subnet": {}, "masquerade": {}, "routed": {}, "forward": {}, "public": {}}
     for comment in comments:
-        match = re.fullmatch(r"(\S+): (subnet|masquerade|forward|public) (\S+)(?: to (.+))?", comment)
+        match = re.fullmatch(r"(\S+): (subnet|masquerade|routed|forward|public) (\S+)(?: to (.+))?", comment)
         if not match or interface not in ("", match[1]):
             continue
         what, key, rest = match[2], match[3], match[4] or ""
@@ -280,7 +288,7 @@ def _spec(comments: Iterable[str]) -> Nat:
         if not (wrong or wrong_target or wrong_pair):
             interface = match[1]
             said[what][key] = value
-    return Nat(interface, said["subnet"], said["masquerade"], said["forward"], said["public"])
+    return Nat(interface, *said.values())
 
 
 def _target(said: str) -> dict[str, str]:
