@@ -64,9 +64,9 @@ def files(spec: Dnsmasq, folder: str) -> dict[str, str]:
     return out
 
 
-def config_name(found: Mapping[str, str]) -> str | None:
-    """Which of the files is the configuration; the last, where a killed attempt left several."""
-    return max((name for name in found if name.startswith("dnsmasq-") and name.endswith(".conf")), default=None)
+def config_name(found: Mapping[str, str]) -> str:
+    """Which of the files is the configuration; the last, where a killed attempt left several; empty: none."""
+    return max((name for name in found if name.startswith("dnsmasq-") and name.endswith(".conf")), default="")
 
 
 def digest(*texts: str) -> str:
@@ -202,7 +202,7 @@ def parsed(found: Mapping[str, str], config: str, folder: str, *, running: bool)
     values["hosts"] = _parsed_hosts(found.get(HOSTS, ""))
     spec = Dnsmasq(**values)
     ours = files(spec, folder)
-    should = {**ours, config: ours[str(config_name(ours))]}
+    should = {**ours, config: ours[config_name(ours)]}
     for name in (config, HOSTS, NAMES, RESOLV):
         is_, want = _lines_of(found, name), _lines_of(should, name)
         where = "" if name == config else f"of {name}: "
@@ -304,7 +304,8 @@ def refused(config: str) -> list[str]:
     said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
     number = re.search(r"at line (\d+)", said[0])
     line = config.splitlines()[int(number[1]) - 1] if number else "the configuration"
-    return [f"dnsmasq refuses {line}: {said[0].replace('dnsmasq: ', '')}; write what `dnsmasq --help dhcp` knows"]
+    why = re.sub(r"^dnsmasq: | at line \d+.*$", "", said[0])
+    return [f"dnsmasq refuses {line}: {why}; write what `dnsmasq --help dhcp` knows"]
 
 
 def devices(pid: int) -> set[int]:

@@ -160,7 +160,7 @@ class DnsmasqKind(Kind):
         from overlay_agent import dnsmasq  # noqa: PLC0415 - as above
 
         there = _There.of(mark)
-        if not there.config:
+        if not there.exists:
             return None
         return dnsmasq.parsed(there.files, there.config, there.folder, running=there.pid is not None)
 
@@ -182,7 +182,7 @@ class DnsmasqKind(Kind):
         wrong = _wrong_interface(kernel, spec, wanted)
         wrong += dnsmasq.clashes(spec, kernel.index_of.get(spec.interface, 0), there.pid)
         files = dnsmasq.files(spec, there.folder)
-        config = str(dnsmasq.config_name(files))
+        config = dnsmasq.config_name(files)
         # What it runs with by now it has taken already.
         if there.pid is None or there.files.get(config) != files[config]:
             wrong += dnsmasq.refused(files[config])
@@ -200,16 +200,18 @@ class DnsmasqKind(Kind):
             there.become(kernel, image["files"], image["config"], running=image["running"])
         else:
             files = dnsmasq.files(spec, there.folder)
-            there.become(kernel, files, str(dnsmasq.config_name(files)), running=spec.running)
+            there.become(kernel, files, dnsmasq.config_name(files), running=spec.running)
 
     def change(self, kernel: Kernel, name: str, spec: Dnsmasq, found: Dnsmasq, mark: str) -> None:
         self.create(kernel, name, spec, mark, {})
 
     def delete(self, kernel: Kernel, name: str, mark: str) -> None:
-        from overlay_agent import daemon  # noqa: PLC0415 - as above
+        from overlay_agent import daemon, dnsmasq  # noqa: PLC0415 - as above
 
         there = _There.of(mark)
         there.daemon("").stop(kernel)
+        # The leases last: while anything is there, they are, and an undo need not bring them back.
+        daemon.replace(kernel, there.folder, {}, keep=[dnsmasq.LEASES])
         daemon.replace(kernel, there.folder, {})
 
     def put_back(self, kernel: Kernel, name: str, image: Mapping[str, Any], *, exactly: bool) -> list[str]:
@@ -217,8 +219,7 @@ class DnsmasqKind(Kind):
         if not exactly:
             return there.taken()
         # What somebody wrote there by hand is in the files and not in the spec.
-        if image.get("config"):
-            there.become(kernel, image["files"], image["config"], running=image["running"])
+        there.become(kernel, image["files"], image["config"], running=image["running"])
         return []
 
 
@@ -230,8 +231,8 @@ class _There:
     id: str
     folder: str
     files: dict[str, str]
-    #: Its configuration: the one that the process has, if it runs.
-    config: str | None
+    #: Its configuration: the one that the process has, if it runs; empty where there is none.
+    config: str
     pid: int | None
 
     @classmethod
@@ -246,6 +247,11 @@ class _There:
         if config not in files:
             return cls(mark, id_, folder, files, dnsmasq.config_name(files), None)
         return cls(mark, id_, folder, files, config, pid)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is anything of it, be it what a killed attempt left."""
+        return bool(self.files)
 
     def daemon(self, config: str, ready: Callable[[], bool] | None = None) -> Daemon:
         from overlay_agent import daemon, dnsmasq  # noqa: PLC0415 - as above

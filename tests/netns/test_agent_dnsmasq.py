@@ -354,8 +354,8 @@ def test_what_is_changed_in_the_configuration_is_seen_and_mended(served, edit, d
          [f"host web want 10.10.0.11 fd00:10::11 {WEB}, is 10.10.0.12 fd00:10::11 {WEB}",
           "has line of names: 10.10.0.11 web.app.example web that is not declared",
           "lacks line of names: 10.10.0.12 web.app.example web"]),
-        ("hosts", "$ a 02:00:00:00:09:09,ignore,x,y,z", ["has line of hosts: 02:00:00:00:09:09,ignore,x,y,z that is "
-                                                         "not declared"]),
+        ("hosts", "$ a 02:00:00:00:09:09,ignore,x,y,z", [("has line of hosts: 02:00:00:00:09:09,ignore,x,y,z that is "
+                                                         "not declared")]),
         ("names", "$ a 10.10.0.77 other", ["has line of names: 10.10.0.77 other that is not declared"]),
     ],
 )  # fmt: skip
@@ -484,8 +484,8 @@ def test_what_explain_says_makes_the_same(host):
         ({"ranges": {"10.10.0.10-10.10.0.20": {}, "10.10.0.20-10.10.0.30": {}}},
          "ranges: 10.10.0.10-10.10.0.20 and 10.10.0.20-10.10.0.30 overlap; take them apart"),
         ({"subnets": {"10.10.0.0/24": {}, "fd00:10::/48": {}}},
-         "ranges: fd00:10::100-fd00:10::1ff is in fd00:10::/48, and dnsmasq takes no prefix shorter than 64; take a "
-         "longer one"),
+         ("ranges: fd00:10::100-fd00:10::1ff is in fd00:10::/48, and dnsmasq takes no prefix shorter than 64; take a "
+         "longer one")),
         ({"subnets": {"10.10.0.0/24": {}, "fd00:10::/64": {}, "10.12.0.0/24": {}}},
          "subnets: no address of this host is in 10.12.0.0/24; give it one, dnsmasq serves only where it has one"),
         ({"raRouter": True}, "raRouter: is set without ra; set ra too, or neither"),
@@ -537,7 +537,7 @@ def test_what_dnsmasq_refuses_leaves_the_old_one_running(served):
     was = pid(served)
     refused(
         served, wanted(options={"nonsense": "1"}, lease=7200),
-        "dnsmasq refuses dhcp-option=option:nonsense,1: bad dhcp-option at line 30 of stdin; write what "
+        "dnsmasq refuses dhcp-option=option:nonsense,1: bad dhcp-option; write what "
         "`dnsmasq --help dhcp` knows",
     )  # fmt: skip
     assert pid(served) == was
@@ -607,7 +607,8 @@ def test_a_dnsmasq_on_another_interface_is_no_clash(host, other, tmp_path):
 
 
 def test_a_name_server_elsewhere_is_no_clash(host, other):
-    other("busybox", "nc", "-l", "-u", "-p", "53", "-s", "127.0.0.53")  # as systemd-resolved
+    code = "import socket,time; s=socket.socket(2, 2); s.bind(('127.0.0.53', 53)); time.sleep(100)"
+    other(PYTHON, "-c", code)  # as systemd-resolved
     host.apply(wanted())
 
 
@@ -654,7 +655,7 @@ def services(host):
     """The files of services, and what their processes run; process ids may differ."""
     files = host.run("sh", "-c", "cd /var/lib/overlay; for f in services/*/*; do [ -f $f ] && sha1sum $f; done; true")
     script = "for f in /run/overlay/*.pid; do [ -f $f ] && tr '\\0' ' ' < /proc/$(cat $f)/cmdline; done; true"
-    return files.out, host.run("sh", "-c", script).out
+    return files.out, host.run("sh", "-c", script).out, "br-app" in host.run("ip link").out
 
 
 @pytest.mark.slow
@@ -668,7 +669,7 @@ def test_killed_at_each_point_all_is_as_it_was(new_host, name, scope, tmp_path):
             host.apply(before)
             Container(host, "guest", "02:00:00:00:09:09").udhcpc(tmp_path)
             host.run("ip link set v-guest nomaster")
-        state, had = host.state(), services(host)
+        had = services(host)
         words = {"document": after} if after else {}
         verb = ("apply",) if after else ("remove", "p/s")
         done = host.agent(*verb, code=None, OVERLAY_FAULT=f"{point}{scope}", **words)
@@ -678,10 +679,9 @@ def test_killed_at_each_point_all_is_as_it_was(new_host, name, scope, tmp_path):
             return
         restored = host.agent("restore") if scope else done
         if "after it was done" not in restored.err:
-            assert host.state() == state, point
             assert services(host) == had, point
         host.agent(*verb, **words)
-        assert host.agent("check", code=None).report["drift"] == ([] if after else [])
+        assert host.agent("check").report == {"drift": []}
         host.close()
     raise AssertionError("no end of points")
 
