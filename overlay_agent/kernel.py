@@ -314,10 +314,10 @@ class Kernel:
             self._change(f"{name}: add address {address}", RTM_NEWADDR, [message], flags)
 
     def order_addresses(self, name: str, want: Sequence[str]) -> None:
-        """Makes the IPv4 addresses stand in that order, when they are those but in another."""
+        """Makes those of the IPv4 addresses stand in that order, when they are there but in another."""
         self.refresh()
-        have = [address for address in self.addresses(self.links[name]) if ":" not in address]
         want = [address for address in want if ":" not in address]
+        have = [address for address in self.addresses(self.links[name]) if address in want]
         if want != have and sorted(want) == sorted(have):
             self.set_addresses(name, have, [])
             self.set_addresses(name, [], want)

@@ -255,7 +255,7 @@ class DeviceKind(Kind):
         return {
             "mark": link.alias,
             "index": link.index,
-            "addresses": kernel.addresses(link),
+            "addresses": own_addresses(kernel, link),
             "ports": kernel.ports(name),
             "routes": kernel.routes(link.index),
         }
@@ -267,7 +267,7 @@ class DeviceKind(Kind):
             "mac": link.mac,
             "up": link.up,
             "bridge": kernel.name_of.get(link.master) if link.master else None,
-            "addresses": {address: {} for address in kernel.addresses(link)},
+            "addresses": {address: {} for address in own_addresses(kernel, link)},
             "link_local": link.link_local,
         }
         if link.master:
@@ -337,6 +337,14 @@ class DeviceKind(Kind):
             # The first address of a subnet is the one that packets are sent from.
             kernel.order_addresses(name, image["addresses"])
         return [f"{name}: {refusal}" for refusal in kernel.add_routes(image["routes"], image["index"], index)]
+
+
+def own_addresses(kernel: Kernel, link: Link) -> list[str]:
+    """The device's addresses without those that float between hosts, which come and go by themselves."""
+    from overlay_agent.kinds.vrrp import floating  # noqa: PLC0415 - it is built upon this module
+
+    floats = floating()
+    return [address for address in kernel.addresses(link) if (link.name, address) not in floats]
 
 
 class Explained:
