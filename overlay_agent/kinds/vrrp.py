@@ -92,10 +92,8 @@ class VrrpKind(Kind):
 
     def wrong(self, spec: Vrrp) -> list[str]:
         out = [] if spec.addresses else ["addresses: there are none; leave the service out"]
-        for address in sorted(spec.addresses):
-            if (ip := _ip(address)).is_multicast or ip.is_unspecified or ip.is_loopback or ip.is_link_local:
-                out.append(f"addresses: {address} cannot float; name an address of the segment's subnet")
-        return out
+        unfit = [a for a in sorted(spec.addresses) if not _is_anyones(_ip(a))]
+        return out + [f"addresses: {a} cannot float; name an address of the segment's subnet" for a in unfit]
 
     def commands(self, name: str, spec: Vrrp, mark: str) -> list[list[str]]:
         from overlay_agent.daemon import RUN  # noqa: PLC0415 - only hosts with such a service need it
@@ -313,6 +311,10 @@ def _parsed(text: str) -> Vrrp:
     return Vrrp(
         words.get("interface", "none"), int(group), int(priority), {a: {} for a in addresses}, round(interval * 100)
     )
+
+
+def _is_anyones(ip: Any) -> bool:
+    return not (ip.is_multicast or ip.is_unspecified or ip.is_loopback or ip.is_link_local)
 
 
 def _ip(address: str) -> Any:

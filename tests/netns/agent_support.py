@@ -7,11 +7,13 @@ A process that sleeps holds the namespaces; when it is killed, all of it is gone
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -79,7 +81,25 @@ class Host:
         assert self._holder.stdout.readline() == b"ready\n"
         self.enter = [shutil.which("nsenter"), "-t", str(self._holder.pid), "-n", "-m", "--"]
 
+    def processes(self):
+        """The ids of the processes in the host, without the one that holds its namespaces."""
+        mine = Path(f"/proc/{self._holder.pid}/ns/net").stat()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (process / "ns/net").stat().st_ino == mine.st_ino:
+                    found.append(int(process.name))
+        return sorted({*found} - {self._holder.pid})
+
     def close(self):
+        if self._holder.poll() is not None:
+            return
+        # A daemon that is left would keep the namespaces.
+        left = self.processes()
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # none of them starts another one meanwhile
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
         self._holder.kill()
         self._holder.wait()
         self._holder.stdout.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from agent_support import MAC_VX, bridge, document, kill_at_each_point, vxlan
@@ -48,15 +49,18 @@ def until(true, seconds=15):
 
 def processes(host):
     """{process id: command line} of keepalived in the host."""
-    namespace = host.run("readlink /proc/self/ns/net").out.strip()
     found = {}
-    for line in host.run("sh", "-c", "grep -lz keepalived /proc/[0-9]*/cmdline", check=False).out.split():
-        pid = line.split("/")[2]
-        if host.run("readlink", f"/proc/{pid}/ns/net", check=False).out.strip() == namespace:
-            words = host.run("cat", f"/proc/{pid}/cmdline", check=False).out.split("\0")[:-1]
-            if words and words[0].endswith("/keepalived"):
-                found[pid] = words
+    for pid in host.processes():
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+        if words and words[0].endswith("/keepalived"):
+            found[pid] = words
     return found
+
+
+def kill(host):
+    """Kills keepalived's processes; stopped first, so that none of them cleans up when another is gone."""
+    for number in ("-STOP", "-KILL"):
+        host.run("kill", number, *processes(host))
 
 
 def configuration(host):
@@ -69,18 +73,7 @@ def traces(host):
     return files, processes(host), host.run("sh", "-c", "ls /run | grep -v machine-id || true").out.split()
 
 
-@pytest.fixture
-def ends():
-    """Hosts whose keepalived is ended after the test: it would keep their namespaces."""
-    hosts = []
-    yield hosts.append
-    for host in hosts:
-        for pid in processes(host):
-            host.run("kill", "-9", pid, check=False)
-
-
-def test_its_life(host, ends):
-    ends(host)
+def test_its_life(host):
     host.apply(alone())
     with_carrier(host)
     before, gone = host.state(), traces(host)
@@ -115,7 +108,8 @@ def test_its_life(host, ends):
 @pytest.mark.parametrize(
     ("command", "drift"),
     [
-        ("sh -c 'kill -9 {pids}'", ["vrrp: interface want br-app, is br-app (keepalived is not running)"]),
+        ("sh -c 'kill -STOP {pids}; kill -KILL {pids}'",
+         ["vrrp: interface want br-app, is br-app (keepalived is not running)"]),
         ("sh -c 'rm {file}'", ["vrrp: is not there"]),
         ("sed -i s/100/101/ {file}", ["vrrp: interface want br-app, is br-app (its file was changed by hand)",
                                       "vrrp: priority want 100, is 101"]),
@@ -130,13 +124,12 @@ def test_its_life(host, ends):
         ("cp {file} {file}.conf", ["vrrp: interface want br-app, is br-app (its file was changed by hand)"]),
     ],
 )  # fmt: skip
-def test_what_somebody_changed_is_seen_and_mended(host, ends, command, drift):
-    ends(host)
+def test_what_somebody_changed_is_seen_and_mended(host, command, drift):
     host.apply(alone())
     with_carrier(host)
     host.apply(alone(service()))
     until(lambda: FLOATING in addresses(host))
-    host.run(command.format(pids=" ".join(processes(host)), file=configuration(host)))
+    host.run(command.format(pids=" ".join(map(str, processes(host))), file=configuration(host)))
     if "kill" in command:
         assert FLOATING in addresses(host)  # a killed keepalived leaves it; that alone is no drift
     assert [line for line in host.agent("check", code=2).report["drift"] if line.startswith("vrrp")] == drift
@@ -146,21 +139,19 @@ def test_what_somebody_changed_is_seen_and_mended(host, ends, command, drift):
     until(lambda: FLOATING in addresses(host))
 
 
-def test_a_killed_one_is_removed_with_its_addresses(host, ends):
-    ends(host)
+def test_a_killed_one_is_removed_with_its_addresses(host):
     host.apply(alone())
     with_carrier(host)
     before, gone = host.state(), traces(host)
     host.apply(alone(service()))
     until(lambda: FLOATING in addresses(host))
-    host.run("kill", "-9", *processes(host))
+    kill(host)
     host.apply(alone())
     assert host.state() == before
     assert traces(host) == gone
 
 
-def test_an_address_removed_by_hand_comes_back_by_itself(host, ends):
-    ends(host)
+def test_an_address_removed_by_hand_comes_back_by_itself(host):
     host.apply(alone())
     with_carrier(host)
     host.apply(alone(service()))
@@ -207,8 +198,7 @@ def test_what_keepalived_refuses_is_in_its_own_words(host):
     )
 
 
-def test_ipv6_alone(host, ends):
-    ends(host)
+def test_ipv6_alone(host):
     wanted = alone(service(addresses={f"{FLOATING_6}/64": {}}), link_local=True, addresses={"fd00::1/64": {}})
     wanted["devices"]["br-app"]["linkLocal"] = wanted["devices"]["br-app"].pop("link_local")
     host.apply({**wanted, "services": {}})
@@ -218,10 +208,8 @@ def test_ipv6_alone(host, ends):
     assert host.agent("check").report == {"drift": []}
 
 
-def test_typed_by_hand_it_is_the_same(host, new_host, ends):
-    ends(host)
+def test_typed_by_hand_it_is_the_same(host, new_host):
     other = new_host()
-    ends(other)
     host.apply(alone(service()))
     other.run("sh", "-eu", text=host.agent("explain", "p/s").out)
     with_carrier(other)
@@ -300,10 +288,8 @@ def longest_gap(ping):
 
 
 @pytest.fixture
-def segment(new_host, ends):
+def segment(new_host):
     made = Segment(new_host)
-    for host in made.hosts.values():
-        ends(host)
     made.apply(a=service(priority=200), b=service(priority=100))
     until(lambda: len(made.holders()) == 1 and len(made.holders(FLOATING_6)) == 1)
     for host in made.hosts.values():
@@ -321,7 +307,7 @@ def test_the_address_answers_again_within_3_seconds(segment, death, address):
     ping = segment.ping(address, 8)
     time.sleep(1)
     if death == "keepalived is killed":
-        segment.hosts[first].run("kill", "-9", *processes(segment.hosts[first]))
+        kill(segment.hosts[first])
     elif death == "the host is gone":
         segment.unplug(first)
     else:
@@ -337,7 +323,7 @@ def test_a_host_that_comes_back_does_not_take_it_away(segment):
     (first,) = segment.holders()
     (second,) = {"a", "b"} - {first}
     until(lambda: segment.container.run("ping", "-n", "-c1", "-W1", FLOATING, check=False).code == 0)
-    segment.hosts[first].run("kill", "-9", *processes(segment.hosts[first]))
+    kill(segment.hosts[first])
     until(lambda: segment.arp() == segment.mac(second))
     ping = segment.ping(FLOATING, 5)
     segment.hosts[first].apply(segment.document(first, service(priority=200)))
@@ -360,11 +346,10 @@ SCENARIOS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["", ":all"])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_killed_at_each_point(new_host, ends, name, scope):
+def test_killed_at_each_point(new_host, name, scope):
     before, wanted = SCENARIOS[name]
 
     def prepare(host):
-        ends(host)
         host.apply(before)
 
     def look(host):  # without carrier it stays a backup
