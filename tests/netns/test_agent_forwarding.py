@@ -155,6 +155,20 @@ def test_after_a_reboot_what_the_boot_set_is_put_back(host, new_host):
     assert rebooted.files() == {}
 
 
+def test_what_a_power_cut_left_in_files_goes_at_the_next_boot(host, new_host):
+    host.apply(wanting("ipv4"), code=None, OVERLAY_FAULT="2:all")
+    assert shared(host)["ipv4"]["stacks"] == ["overlay:p/s/forwarding"]
+    stored = host.run("tar", "-C", "/var/lib/overlay", "-c", "journal.json", "shared.json").out
+    rebooted = new_host()
+    rebooted.run("tar", "-C", "/var/lib/overlay", "-x", text=stored)
+    before = values(rebooted)
+    assert rebooted.agent("restore").lines == [
+        "stack p/s: an apply was cut short by a reboot; the host keeps what it had before"
+    ]
+    assert rebooted.files() == {}
+    assert values(rebooted) == before
+
+
 def test_an_uplink_that_lives_from_its_router_goes_on_hearing_it(host, new_host):
     with router(host, new_host):
         until(lambda: hears_router(host))
