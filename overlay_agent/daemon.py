@@ -160,7 +160,8 @@ class Daemon:
                 break
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-            _until(lambda: _process(self.id)[0] is None)
+            if _until(lambda pid=pid: _has_ended(pid)):  # type: ignore[misc]
+                break
         kernel.reached()
         for path in (f"{RUN}/{self.id}.log", _pid_file(self.id)):
             with suppress(FileNotFoundError):
@@ -279,10 +280,20 @@ def _read(path: str) -> str:
         return ""
 
 
-def _until(done: Callable[[], bool]) -> None:
+def _has_ended(pid: int) -> bool:
+    """Whether the process is gone, and its ports are free: its command line goes before they are."""
+    state = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1]
+    return state in ([], ["Z"], ["X"])
+
+
+def _until(done: Callable[[], bool]) -> bool:
+    """Waits for it, and returns whether it came."""
     end = time.monotonic() + SECONDS
-    while not done() and time.monotonic() < end:
+    while not done():
+        if time.monotonic() > end:
+            return False
         time.sleep(_PAUSE)
+    return True
 
 
 def _quoted(word: str) -> str:

@@ -1,0 +1,114 @@
+"""Who listens on a port of this host (sock_diag(7)): /proc/net/udp does not say which device a socket is
+bound to, and that is what lets several DHCP servers live on one host."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+
+# linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h, net/tcp_states.h
+_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _INET_DIAG_SKV6ONLY = 4, 20, 11
+_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+#: Of UDP sockets those without a peer, of TCP sockets those that listen.
+_STATES = {socket.IPPROTO_UDP: 1 << 7, socket.IPPROTO_TCP: 1 << 10}
+
+
+@dataclasses.dataclass(frozen=True)
+class Socket:
+    """One that takes packets. `device`: the index of the device that it is bound to, or 0. `only6`: an
+    IPv6 wildcard that does not take IPv4 as well (ipv6(7), IPV6_V6ONLY)."""
+
+    address: str
+    port: int
+    device: int
+    inode: int
+    only6: bool = False
+
+    def overlaps(self, address: str) -> bool:
+        """Whether what is sent to the address could reach it."""
+        if ipaddress.ip_address(self.address).is_unspecified:
+            return (":" in address) == (":" in self.address) or (":" in self.address and not self.only6)
+        return ipaddress.ip_address(self.address) == ipaddress.ip_address(address)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A process that has such a socket."""
+
+    pid: int
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.words[0])
+
+
+def listening(protocol: int, port: int) -> list[Socket]:
+    """The sockets of IPPROTO_UDP or IPPROTO_TCP on that port, of both IP versions."""
+    found = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        request = struct.pack("=BBBxI", family, protocol, 0, _STATES[protocol]) + bytes(48)
+        for body in _dump(request):
+            (sport,) = struct.unpack_from(">H", body, 4)
+            (device,) = struct.unpack_from("=I", body, 40)
+            (inode,) = struct.unpack_from("=I", body, 68)
+            address = socket.inet_ntop(family, body[8 : 8 + (4 if family == socket.AF_INET else 16)])
+            if sport == port:
+                found.append(Socket(address, port, device, inode, _only6(body)))
+    return found
+
+
+def _only6(body: bytes) -> bool:
+    offset = 72  # after struct inet_diag_msg come attributes
+    while offset + 5 <= len(body):
+        length, type_ = struct.unpack_from("=HH", body, offset)
+        if type_ == _INET_DIAG_SKV6ONLY:
+            return bool(body[offset + 4])
+        offset += (max(length, 4) + 3) & ~3
+    return False
+
+
+def inodes(pid: int) -> set[int]:
+    """The sockets that a process has open."""
+    found = set()
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+                if target.startswith("socket:["):
+                    found.add(int(target[len("socket:[") : -1]))
+    return found
+
+
+def owner(sock: Socket) -> Program | None:
+    """The process that has the socket; None where it cannot be told (another container's)."""
+    for name in os.listdir("/proc"):
+        if name.isdigit() and sock.inode in inodes(int(name)):
+            with suppress(OSError), open(f"/proc/{name}/cmdline", encoding="utf-8", errors="replace") as file:
+                words = file.read().split("\0")[:-1]
+                return Program(int(name), tuple(words)) if words else None
+    return None
+
+
+def _dump(request: bytes) -> Iterator[bytes]:
+    """The answers, struct inet_diag_msg each; none where the kernel has no such dump."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as channel:
+        head = struct.pack(
+            "=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0
+        )  # fmt: skip
+        channel.send(head + request)
+        while True:
+            data = channel.recv(1 << 18)
+            offset = 0
+            while offset < len(data):
+                length, type_ = struct.unpack_from("=IH", data, offset)
+                if type_ in (_NLMSG_DONE, _NLMSG_ERROR):
+                    return
+                yield data[offset + 16 : offset + length]
+                offset += (length + 3) & ~3
