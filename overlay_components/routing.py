@@ -373,7 +373,6 @@ class Router:
                 options=self.dhcp.options,
                 strict_order=self.dhcp.strict_order,
                 no_override=self.dhcp.no_override,
-                authoritative=len(self.hosts) == 1,
             )
             self.routing.add(host, f"dhcp-{self.name}", spec, self.at)
         translated = self._nat(self.dhcp, containers, gateways, book)
