@@ -7,11 +7,13 @@ A process that sleeps holds the namespaces; when it is killed, all of it is gone
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -80,6 +82,12 @@ class Host:
         self.enter = [shutil.which("nsenter"), "-t", str(self._holder.pid), "-n", "-m", "--"]
 
     def close(self):
+        # What the agent started outlives it, and would this host.
+        here = Path(f"/proc/{self._holder.pid}/ns/net").readlink()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (process / "ns/net").readlink() == here and int(process.name) != self._holder.pid:
+                    os.kill(int(process.name), signal.SIGKILL)
         self._holder.kill()
         self._holder.wait()
         self._holder.stdout.close()
