@@ -91,6 +91,7 @@ class Routing:
         wrong: list[str],
     ) -> None:
         self.config, self.label, self.ends, self.services, self.wrong = config, label, ends, services, wrong
+        #: What asks for a service, by its name.
         self._keys: dict[str, str] = {}
         self._forwards: list[_Forward] = []
         self._routes: list[_Route] = []
@@ -110,8 +111,6 @@ class Routing:
             self.wrong.append(f"{where}: the name of its service, {wrong}; give the segment a shorter name")
         self.services[host][name] = spec
         self._keys.setdefault(name, where)
-        if not _has_placeholder(spec):
-            self.wrong += [f"{where}: {sentence}" for sentence in KINDS[spec.KIND].wrong(spec)]
 
     def passes(self, hosts: Iterable[str], versions: Iterable[int]) -> None:
         """These hosts forward packets of these IP versions."""
@@ -161,6 +160,19 @@ class Routing:
                 self.wrong.append(
                     f"{where}: its service {name} has the name of a device on {host}; set another bridge.name or ifname"
                 )
+        self._ask_kinds()
+
+    def _ask_kinds(self) -> None:
+        """What the agent would refuse. Only of segments in which nothing is wrong so far: of others it has mostly the
+        same to say, in words that are further from the stack file."""
+        places = [f"segments.{name}" for name in self.config.segments]
+        told = {at for at in places if any(one.startswith((f"{at}.", f"{at}:")) for one in self.wrong)}
+        for services in self.services.values():
+            for name, spec in services.items():
+                where = self._keys.get(name)
+                if where is None or any(where.startswith(f"{at}.") for at in told) or _has_placeholder(spec):
+                    continue
+                self.wrong += [f"{where}: {sentence}" for sentence in KINDS[spec.KIND].wrong(spec)]
 
     def _check_ports(self, rules: Mapping[str, dict[str, Rule]]) -> None:
         resolved = self.config.resolved_hosts()
