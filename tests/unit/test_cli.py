@@ -176,7 +176,10 @@ def test_plan_shows_services(overlay, tmp_path):
         "leaseMax 253, dns 192.0.2.53 192.0.2.54, router 10.10.0.1, mtu 1450, strictOrder off"
     )
     forwards = "tcp/8080->10.10.0.11:80 udp/53->10.10.0.9"
-    assert found["nat-app"] == f"interface br-app, masquerade 10.10.0.0/24, forwards {forwards}"
+    assert found["nat-app"] == (
+        "interface br-app, subnets 10.10.0.0/24, masquerade 10.10.0.0/24, routed 10.20.0.0/24, "
+        f"forwards {forwards}"
+    )
     assert found["routes-app"] == "routes 10.20.0.0/24->198.18.0.12"
     assert found["forwarding"] == "ipv4"
     rules = [line.split() for line in overlay("plan", "Pulumi.x.yaml").stdout.splitlines()]
