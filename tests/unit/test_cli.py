@@ -298,6 +298,14 @@ def test_explain_a_peer_that_no_linux_host_could_be(overlay, tmp_path):
     assert "a Linux machine cannot be that end" in said
 
 
+def test_explain_scripts_as_they_are(overlay):
+    said = overlay("explain", "h1", ROOT / "stacks/Pulumi.two-routers.yaml").stdout
+    lines = said.splitlines()
+    assert any(line.startswith("cat > /var/lib/overlay/services/") and line.endswith("<<'EOF'") for line in lines)
+    assert not any(line.startswith("sh -c") for line in lines)
+    subprocess.run(["sh", "-n"], input=said, text=True, check=True)
+
+
 def test_explain_nobody(overlay):
     said = overlay("explain", "h4", ROOT / "stacks/Pulumi.lab.yaml", code=1).stderr
     assert said == "HOST: unknown host 'h4'; known are h1, h2 and h3\n"
