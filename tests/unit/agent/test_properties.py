@@ -60,7 +60,7 @@ def values(type_: fields.Type, address):
         fields.Range: lambda: st.sampled_from(["0-0", "1000-2000", "5-5"]),
         fields.Integer: lambda: st.integers(type_.low, type_.high),
         fields.Choice: lambda: st.sampled_from(list(type_.values)) if type_.values else st.nothing(),
-        fields.Pattern: lambda: st.from_regex(type_.form, fullmatch=True),
+        fields.Pattern: lambda: st.from_regex(type_.form, fullmatch=True).map(type_.normal),
         fields.Items: lambda: st.lists(of(type_.item), max_size=3),
         fields.Record: record,
         fields.Either: lambda: of(type_.first) | of(type_.second),
