@@ -33,7 +33,7 @@ TRACES = f"{AGENT} /usr/local/lib/overlay-agent /var/lib/overlay /run/overlay* ~
 _HOST_STATE = r"""
 nft --stateless list ruleset | sort
 ip -o address show eth0 | sed 's/valid_lft.*//'
-ip route show table all | sed 's/ linkdown//'; ip -6 route show table all | grep -vE 'fe80::|ff00::'
+ip -4 route show table all | sed 's/ linkdown//'; ip -6 route show table all | grep -vE 'fe80::|ff00::'
 sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding
 ps -e -o comm= | grep -xE 'dnsmasq|keepalived' | sort
 ls -A /etc/systemd/system /run/overlay 2>/dev/null
