@@ -287,3 +287,61 @@ def test_an_mtu_that_does_not_fit_is_refused_with_what_to_type(stack):
     remove(stack, "h2", "c2")
     stack.destroy().ok()
     stack.clean()
+
+
+# -- LXD's bridge --------------------------------------------------------------------------------
+
+
+def launch(stack, name):
+    """An LXD container with the network device that the outputs have to paste."""
+    row = stack.outputs()["containers"]["office"][name]
+    [line] = [line for line in row["paste"].splitlines() if line.startswith("lxc config device add ")]
+    stack.lab.run(row["host"], f"lxc init busybox {name} && {line} && lxc start {name}")
+    return row
+
+
+@pytest.mark.lab(hosts=2)
+@pytest.mark.stack("doc-003")
+def test_the_bridges_of_lxd(stack):
+    """Each with its LXD's own addresses at first; then with one DHCP server for both, which is ours."""
+    lab = stack.lab
+    for host, more in (("h1", ""), ("h2", "ipv4.dhcp=false dns.mode=none")):
+        lab.start_lxd(host)
+        lab.run(host, f"lxc network create lxdbr0 ipv4.address=10.40.0.{host[1]}/24 ipv6.address=none {more}")
+    stack.remember()
+    stack.segments.clear()
+    stack.segments["office"] = {
+        "subnets": ["10.40.0.0/24"],
+        "bridge": {"attach": {"lxd": "lxdbr0"}},
+        "tunnels": {"mesh": {"kind": "vxlan", "vni": 300}},
+        "containers": {
+            "a": {"host": "h1", "address": "10.40.0.11", "runtime": "lxd"},
+            "b": {"host": "h2", "address": "10.40.0.12", "runtime": "lxd"},
+        },
+    }
+    stack.up().ok()
+    for name in ("a", "b"):
+        row = launch(stack, name)
+        assert lab.links(row["host"])["vx-office"]["master"] == "lxdbr0"
+        lab.run(row["host"], f"lxc exec {name} -- ip addr add {row['address']} dev eth0")
+    assert " 0% packet loss" in lab.run("h1", "lxc exec a -- ping -c 1 -W 3 -s 1422 10.40.0.12").stdout
+    # h1's LXD gives addresses to both.
+    lab.run("h2", "lxc exec b -- ip addr flush dev eth0 && lxc exec b -- udhcpc -n -i eth0")
+    stack.healthy()
+    stack.noop()
+
+    # Ours beside LXD's is refused, with what to type.
+    stack.segments["office"]["dhcp"] = {"host": "h1"}
+    refused = stack.up().failed()
+    command = re.search(r"h1 dhcp-office: dnsmasq \(pid \d+\) of lxd serves lxdbr0; one of the two has to go: (.*)", refused)
+    lab.run("h1", command[1].strip())
+    stack.up().ok()
+    for host, name, address in (("h1", "a", "10.40.0.11/24"), ("h2", "b", "10.40.0.12/24")):
+        lab.run(host, f"lxc exec {name} -- ip addr flush dev eth0 && lxc exec {name} -- udhcpc -n -i eth0 -O mtu")
+        assert address in lab.run(host, f"lxc exec {name} -- ip -o -4 addr show eth0").stdout
+    stack.healthy()
+    lab.run("h1", "lxc delete --force a")
+    lab.run("h2", "lxc delete --force b")
+    stack.destroy().ok()
+    lab.run("h1", "for key in ipv4.dhcp dns.mode raw.dnsmasq; do lxc network unset lxdbr0 $key; done")
+    stack.clean()
