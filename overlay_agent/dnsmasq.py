@@ -361,9 +361,13 @@ def _clash(program_: sockets.Program | None, ways: str, interface: str) -> str:
     whose = f"{program_.name} (pid {program_.pid})"
     for manager, command in (("incus", "incus"), ("lxd", "lxc")):
         if program_.name == "dnsmasq" and f"--interface={interface} " in words and manager in words:
-            # It goes only with all three (LXD's UsesDNSMasq).
-            off = f"{command} network set {interface} ipv4.dhcp=false ipv6.address=none dns.mode=none"
-            return f"{whose} of {manager} serves {interface}; one of the two has to go: {off}"
+            # It goes only with the first three (LXD's UsesDNSMasq); LXD 5.0 keeps it even then, so it is told to
+            # serve no names.
+            off = "ipv4.dhcp=false ipv6.address=none dns.mode=none raw.dnsmasq=port=0"
+            return (
+                f"{whose} of {manager} serves {interface}; one of the two has to go: "
+                f"{command} network set {interface} {off}"
+            )
     if program_.name == "dnsmasq":
         hint = f"give it bind-interfaces and except-interface={interface} in its configuration"
     else:

@@ -354,20 +354,22 @@ class ForeignBridge:
             if held and guarded:
                 yield f"guard-{self.segment}", GatewayGuard(ports=held, addresses=guarded)
             return
-        own = {other: _plain(texts[0]) for other, texts in addresses.items() if texts}
+        # Where it is missing, finish() has said so.
+        if not addresses.get(host):
+            return
         ranges = self.made.ranges
-        # With a range Docker gives out nothing else; and a network with containers on it cannot be changed.
+        # With a range Docker gives out nothing else. So no other host is in this host's network, which could not be
+        # changed, when one comes or goes, while containers are on it.
         unguarded = [] if host in ranges else self.options.reserved
-        reserved = {f"reserved-{_plain(text)}": _plain(text) for text in unguarded}
         yield (
             name,
             DockerNetwork(
                 create=True,
                 bridge=self.bridge.name or f"br-{self.segment}",
                 subnets=subnets,
-                gateways={own[host]: {}} if host in own else {},
+                gateways={_plain(addresses[host][0]): {}},
                 ranges={ranges[host]: {}} if host in ranges else {},
-                auxiliary={**reserved, **{other: text for other, text in own.items() if other != host}},
+                auxiliary={f"reserved-{_plain(text)}": _plain(text) for text in unguarded},
                 mtu=size,
             ),
         )

@@ -18,6 +18,7 @@ from overlay_agent.kinds.base import Spec, attribute
 from overlay_agent.kinds.table import TableKind
 
 if TYPE_CHECKING:
+    from overlay_agent.document import Document
     from overlay_agent.kernel import Kernel
 
 #: Where the target's address stands in a neighbour solicitation and advertisement, in bits from
@@ -64,9 +65,33 @@ class GatewayGuardKind(TableKind):
             guard += [f'\t\t{match} drop comment "address {address}"' for match in _matches(address)]
         return [*guard, "\t}", *lines]
 
+    def wrong_here(self, kernel: Kernel, name: str, spec: GatewayGuard, wanted: Document) -> list[str]:
+        out = super().wrong_here(kernel, name, spec, wanted)
+        bridges = {wanted.devices[port].bridge for port in spec.ports if port in wanted.devices}
+        # Of a bridge that this document makes, the addresses are known; of one that is not there, its own kind speaks.
+        for link in [kernel.links[bridge] for bridge in bridges - wanted.devices.keys() if bridge in kernel.links]:
+            out += _not_its_gateways(link.name, kernel.addresses(link), spec)
+        return out
+
     def find(self, kernel: Kernel, name: str, mark: str) -> GatewayGuard | None:
         table = self.whole(mark, _spec)
         return dataclasses.replace(_spec(table.kept), others=table.others) if table else None
+
+
+def _not_its_gateways(bridge: str, held: Iterable[str], spec: GatewayGuard) -> list[str]:
+    """What a guard for these addresses would let through in silence: those that the bridge really has."""
+    real = [str(ipaddress.ip_interface(text).ip) for text in held]
+    out = []
+    for address in map(ipaddress.ip_address, spec.addresses):
+        of_version = [one for one in real if ipaddress.ip_address(one).version == address.version]
+        if not address.is_link_local and str(address) not in real:
+            has = f"has {', '.join(of_version)}" if of_version else f"has no IPv{address.version} address"
+            ways = [f"write gateway: {of_version[0]} on its segment"] if of_version else []
+            ways.append(f"give the bridge that address on this host (docker network create --gateway {address})")
+            out.append(
+                f"addresses: {address} is to be each host's own gateway, but bridge {bridge} {has}; {', or '.join(ways)}"
+            )
+    return out
 
 
 def _matches(address: str) -> list[str]:

@@ -486,7 +486,6 @@ def test_a_docker_network_is_declared_by_hosts():
     found = run(program).document("prod-a")
     assert found["devices"].keys() == {"vx-app", "vx-ops"}
     assert found["services"]["docker:app"]["ranges"] == {"172.18.128.0/24": {}}
-    assert found["services"]["docker:app"]["auxiliary"] == {"b": "172.18.0.2"}
     assert found["services"]["guard-ops"]["addresses"] == {"172.19.0.1": {}}
 
 

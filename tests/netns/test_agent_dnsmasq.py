@@ -640,7 +640,7 @@ def test_the_dnsmasq_of_lxd_on_the_same_bridge(host, other, tmp_path, manager, c
     refused(
         host, out,
         f"dnsmasq (pid {number}) of {manager} serves lxdbr0; one of the two has to go: {command} network set lxdbr0 "
-        "ipv4.dhcp=false ipv6.address=none dns.mode=none",
+        "ipv4.dhcp=false ipv6.address=none dns.mode=none raw.dnsmasq=port=0",
     )  # fmt: skip
 
 

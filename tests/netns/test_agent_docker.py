@@ -167,6 +167,35 @@ def test_what_cannot_be_attached(docked, name):
     assert refused(docked, joined(attach()), f"docker:{NETWORK}") == errors
 
 
+GATEWAYS = {
+    "another": ("--gateway 172.18.0.254", "has 172.18.0.254; write gateway: 172.18.0.254 on its segment, or give"),
+    "none, for the host is no part of it": ("", "has no IPv4 address; give"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GATEWAYS)
+def test_a_gateway_that_is_not_the_bridges(docked, name):
+    """A guard for it would guard nothing, in silence."""
+    words, has = GATEWAYS[name]
+    docked.docker(f"network create --subnet 172.18.0.0/16 {words} --opt com.docker.network.driver.mtu=1450 {NETWORK}")
+    if not words:
+        docked.run(f"ip address flush dev {bridge_of(docked)}")
+    wanted = joined(attach())
+    wanted["services"]["guard-app"] = {
+        "kind": "gateway-guard", "ports": {"vx-app": {}}, "addresses": {"172.18.0.1": {}, "fe80::1": {}},
+    }  # fmt: skip
+    state = docked.state()
+    assert refused(docked, wanted, "guard-app") == [
+        f"addresses: 172.18.0.1 is to be each host's own gateway, but bridge {bridge_of(docked)} {has} the bridge that "
+        "address on this host (docker network create --gateway 172.18.0.1)"
+    ]
+    assert docked.state() == state
+    if words:
+        wanted["services"]["guard-app"]["addresses"] = {"172.18.0.254": {}}
+        assert docked.apply(wanted).code == 0
+        assert docked.agent("check").report == {"drift": []}
+
+
 def test_what_the_message_says_to_type_is_enough(docked):
     (error,) = refused(docked, joined(attach()), f"docker:{NETWORK}")
     docked.run("sh", "-c", error.partition("make it: ")[2].partition(", or")[0])

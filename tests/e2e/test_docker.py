@@ -1,0 +1,347 @@
+"""Docker networks across hosts, on what `pulumi up` made, with a real dockerd on each host: the articles 002 and 003."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+
+import pytest
+
+from lab import web_server
+from tests.e2e.support import AGENT, steady_ping
+from tests.e2e.test_containers import commands
+
+pytestmark = pytest.mark.root
+
+#: What Docker chooses anew for each container, and when it last started.
+NET = "vxlan-net"
+
+
+def with_docker(stack):
+    """Starts a dockerd on each host; the host with it is how the stack has to leave it."""
+    for host in stack.lab.hosts:
+        stack.lab.start_docker(host)
+    stack.remember()
+
+
+def docker(stack, host, words):
+    return stack.lab.run(host, f"docker {words}").stdout.strip()
+
+
+def network(stack, host, name=NET):
+    """What Docker has of the network, without what changes as containers come and go; None where there is none."""
+    found = stack.lab.run(host, f"docker network inspect {name}", check=False)
+    return None if found.returncode else {**json.loads(found.stdout)[0], "Containers": None}
+
+
+def run(stack, name, segment=NET):
+    """Starts the container as the outputs have it to paste."""
+    row = stack.outputs()["containers"][segment][name]
+    for line in commands(row["paste"]):
+        stack.lab.run(row["host"], re.sub(r"\bIMAGE$", "busybox", line))
+    enter(stack, row["host"], name)
+    return row
+
+
+def enter(stack, host, name):
+    """Makes the running container's network reachable to `ip netns exec`, and so to Lab.ping and steady_ping."""
+    stack.lab.run(host, f"ip netns delete {name} 2>/dev/null; "
+                        f"ip netns attach {name} $(docker inspect --format '{{{{.State.Pid}}}}' {name})")  # fmt: skip
+
+
+def remove(stack, host, *names):
+    for name in names:
+        stack.lab.run(host, f"ip netns delete {name} 2>/dev/null; docker rm --force {name}")
+
+
+def inside(stack, host, name, command):
+    return stack.lab.run(host, ["docker", "exec", name, "sh", "-c", command]).stdout
+
+
+def reaches(stack, host, name, address, mtu=None):
+    """Whether the container gets an answer; with `mtu`, to a packet of that size which may not be cut."""
+    return stack.lab.ping(host, address, container=name, wait=3, size=mtu and mtu - 28, df=mtu is not None)
+
+
+def page(stack, host, name, address):
+    return inside(stack, host, name, f"timeout 5 wget -q -O - http://{address}/")
+
+
+def serve(stack, host, name):
+    inside(stack, host, name, web_server(f"page of {name}"))
+
+
+def gateway_mac(stack, host, name, address):
+    """The MAC address that the container has for its gateway, asked anew."""
+    stack.lab.run(host, f"ip -n {name} neigh flush all")
+    assert reaches(stack, host, name, address)
+    return re.search(r"lladdr (\S+)", stack.lab.run(host, f"ip -n {name} neigh show {address}").stdout)[1]
+
+
+def mac_of(stack, host, device):
+    return stack.lab.links(host)[device]["address"]
+
+
+def own_address(stack, host, name):
+    return re.search(r" inet ([\d.]+)/", inside(stack, host, name, "ip -o -4 addr show eth0"))[1]
+
+
+def restart_docker(stack, host):
+    stack.lab.run(host, "pid=$(cat /run/docker.pid); kill $pid; while kill -0 $pid 2>/dev/null; do sleep 0.02; done")
+    stack.lab.start_docker(host)
+
+
+# -- document 003: networks that the stack makes -------------------------------------------------
+
+
+@pytest.mark.stack("doc-003")
+def test_networks_that_the_stack_makes(stack):
+    lab = stack.lab
+    third = {host: stack.hosts.pop(host) for host in ["h3"] if host in stack.hosts}
+    assert not third, "h3 comes later"
+    with_docker(stack)
+    stack.up().ok()
+    for host, gateway, range_ in (("h1", "172.18.0.1", "172.18.128.0/24"), ("h2", "172.18.0.2", "172.18.129.0/24")):
+        made = network(stack, host)
+        assert made["IPAM"]["Config"] == [{"Subnet": "172.18.0.0/16", "Gateway": gateway, "IPRange": range_}]
+        assert made["Options"]["com.docker.network.driver.mtu"] == "1450"
+        assert lab.links(host)["br-vxlan-net"]["linkinfo"]["info_kind"] == "bridge"
+        assert lab.links(host)["vxlan-demo"]["master"] == "br-vxlan-net"
+
+    # The article's containers, as the outputs have them to paste; and one a host that asks for no address.
+    one, two = run(stack, "c1"), run(stack, "c2")
+    assert (one["address"], two["address"]) == ("172.18.0.11/16", "172.18.0.12/16")
+    for host in ("h1", "h2"):
+        docker(stack, host, f"run --detach --name any --network {NET} busybox")
+        enter(stack, host, "any")
+    assert own_address(stack, "h1", "any").startswith("172.18.128.")
+    assert own_address(stack, "h2", "any").startswith("172.18.129.")
+    for host, name, row in (("h1", "c1", one), ("h2", "c2", two)):
+        serve(stack, host, name)
+        assert inside(stack, host, name, "cat /sys/class/net/eth0/mtu /sys/class/net/eth0/address").split() == [
+            "1450", row["mac"],
+        ]  # fmt: skip
+        assert row["gateway"] == {"h1": "172.18.0.1", "h2": "172.18.0.2"}[host]
+        for of_host in ("c1" if host == "h1" else "c2", "any"):
+            assert f"default via {row['gateway']} " in inside(stack, host, of_host, "ip route")
+            assert gateway_mac(stack, host, of_host, row["gateway"]) == mac_of(stack, host, "br-vxlan-net")
+    for host, name, other in (("h1", "c1", "172.18.0.12"), ("h1", "any", "172.18.0.12"), ("h2", "any", "172.18.0.11")):
+        assert reaches(stack, host, name, other, mtu=1450)
+        assert not stack.lab.ping(host, other, container=name, size=1451 - 28, df=True), "no more than its MTU"
+        assert lab.run(host, "iptables -S FORWARD").stdout.startswith("-P FORWARD DROP"), "Docker's rules are on"
+    assert page(stack, "h1", "c1", "172.18.0.12") == "page of c2"
+    assert page(stack, "h2", "any", "172.18.0.11") == "page of c1"
+    stack.noop()
+    stack.healthy("h1", "h2")
+
+    # A third host comes while containers run: no ping is lost, no network made anew.
+    networks = {host: network(stack, host) for host in ("h1", "h2")}
+    stack.hosts["h3"] = {"address": "198.18.0.13"}
+    segment = stack.segments[NET]
+    refused = stack.up().failed()
+    assert "addresses: {h1: 172.18.0.1, h2: 172.18.0.2, h3: 172.18.0.3}" in refused, "what to write"
+    segment["addresses"]["h3"] = "172.18.0.3"
+    segment["bridge"]["docker"]["ranges"]["h3"] = "172.18.130.0/24"
+    segment["containers"]["c3"] = {"host": "h3", "address": "172.18.0.13", "runtime": "docker"}
+    with steady_ping(lab, "h1", "172.18.0.12", "c1"):
+        stack.up().ok()
+    assert {host: network(stack, host) for host in ("h1", "h2")} == networks
+    run(stack, "c3")
+    for host, name in (("h1", "c1"), ("h2", "any")):
+        assert reaches(stack, host, name, "172.18.0.13", mtu=1450)
+    assert page(stack, "h3", "c3", "172.18.0.11") == "page of c1"
+    stack.noop()
+    stack.healthy()
+
+    # ... and goes. The others' containers do not notice.
+    remove(stack, "h3", "c3")
+    del stack.hosts["h3"], segment["addresses"]["h3"], segment["containers"]["c3"]
+    del segment["bridge"]["docker"]["ranges"]["h3"]
+    with steady_ping(lab, "h2", "172.18.0.11", "c2"):
+        stack.up().ok()
+    assert {host: network(stack, host) for host in ("h1", "h2")} == networks
+    stack.clean("h3")
+
+    # Docker is started anew, which ends its containers.
+    restart_docker(stack, "h1")
+    stack.healthy("h1", "h2")
+    assert "nothing to do" in lab.run("h1", [AGENT, "restore"]).stderr
+    docker(stack, "h1", "start c1")
+    enter(stack, "h1", "c1")
+    assert reaches(stack, "h1", "c1", "172.18.0.12", mtu=1450)
+    stack.noop()
+
+    # The stack goes; the network that a container is on stays, until it is wanted again.
+    remove(stack, "h1", "any")
+    remove(stack, "h2", "any", "c2")
+    said = stack.destroy().ok()
+    assert f"network {NET} stays: container c1 is on it; docker network rm {NET} when they are gone" in said
+    assert (network(stack, "h1"), network(stack, "h2")) == (networks["h1"], None)
+    assert "vxlan-demo" not in lab.links("h1")
+    stack.clean("h2")
+    assert reaches(stack, "h1", "c1", "172.18.0.1")
+    stack.up().ok()
+    assert network(stack, "h1") == networks["h1"]
+    run(stack, "c2")
+    assert reaches(stack, "h1", "c1", "172.18.0.12", mtu=1450)
+    stack.healthy("h1", "h2")
+    remove(stack, "h1", "c1")
+    remove(stack, "h2", "c2")
+    stack.destroy().ok()
+    stack.clean()
+
+
+@pytest.mark.lab(hosts=2, mtu=9001)
+@pytest.mark.stack("doc-003-9001")
+def test_large_frames(stack):
+    with_docker(stack)
+    stack.up().ok()
+    for host, name in (("h1", "c1"), ("h2", "c2")):
+        run(stack, name)
+        assert network(stack, host)["Options"]["com.docker.network.driver.mtu"] == "8951"
+        assert inside(stack, host, name, "cat /sys/class/net/eth0/mtu") == "8951\n"
+    assert reaches(stack, "h1", "c1", "172.18.0.12", mtu=8951)
+    stack.healthy()
+    remove(stack, "h1", "c1")
+    remove(stack, "h2", "c2")
+    stack.destroy().ok()
+    stack.clean()
+
+
+# -- document 003: networks that are there already -----------------------------------------------
+
+
+@pytest.mark.lab(hosts=2, mtu=9001)
+@pytest.mark.stack("doc-003-attach")
+def test_networks_that_are_there_already(stack):
+    lab = stack.lab
+    for host in lab.hosts:
+        lab.start_docker(host)
+        docker(stack, host, f"network create --subnet 172.18.0.0/16 {NET}")
+    stack.remember()
+    networks = {host: network(stack, host) for host in lab.hosts}
+    bridges = {host: f"br-{networks[host]['Id'][:12]}" for host in lab.hosts}
+    stack.up().ok()
+    for host, name in (("h1", "c1"), ("h2", "c2")):
+        assert lab.links(host)["vxlan-demo"]["master"] == bridges[host]
+        run(stack, name)
+        serve(stack, host, name)
+    ends = (("h1", "c1", "h2", "172.18.0.12"), ("h2", "c2", "h1", "172.18.0.11"))
+    for host, name, other, address in ends:
+        assert reaches(stack, host, name, address, mtu=1500), "Docker's own MTU"
+        assert page(stack, host, name, address) == f"page of {'c2' if name == 'c1' else 'c1'}"
+        # Both hosts have this address; the other one, too, speaks to the container and to its own.
+        for _ in range(3):
+            assert gateway_mac(stack, host, name, "172.18.0.1") == mac_of(stack, host, bridges[host])
+            lab.run(other, f"ping -c 1 -W 0.3 {address.replace('.0.12', '.0.11')}", check=False)
+            lab.run(other, f"ping -c 1 -W 0.3 {address}", check=False)
+            lab.run(other, f"arping -c 1 -A -I {bridges[other]} 172.18.0.1 || true")
+            known = lab.run(host, f"ip -n {name} neigh show 172.18.0.1").stdout
+            assert mac_of(stack, host, bridges[host]) in known
+    stack.noop()
+    stack.healthy()
+    stack.destroy().ok()
+    assert {host: network(stack, host) for host in lab.hosts} == networks
+    for host, name, _, address in ends:
+        assert lab.links(host)[bridges[host]]["mtu"] == 1500
+        assert reaches(stack, host, name, "172.18.0.1")
+        assert not lab.ping(host, address, container=name)
+    for host, name, *_ in ends:
+        remove(stack, host, name)
+    stack.clean()
+
+
+# -- document 002, part 2 ------------------------------------------------------------------------
+
+
+@pytest.mark.lab(hosts=2)
+@pytest.mark.stack("doc-002-docker")
+def test_an_mtu_that_does_not_fit_is_refused_with_what_to_type(stack):
+    lab = stack.lab
+    for host in lab.hosts:
+        lab.start_docker(host)
+        docker(stack, host, "network create --subnet 172.18.0.0/16 mynetwork")
+    stack.remember()
+    networks = {host: network(stack, host, "mynetwork") for host in lab.hosts}
+    refused = stack.up().failed()
+    for host in lab.hosts:
+        assert f"{host} docker:mynetwork: docker network 'mynetwork' has an MTU of 1500, but the tunnels carry 1450" in (
+            refused
+        )
+        assert network(stack, host, "mynetwork") == networks[host]
+        assert lab.links(host).keys() == {"lo", "eth0", "docker0", f"br-{networks[host]['Id'][:12]}"}
+    command = re.search(r"make it anew: (docker network create [^,]*),", refused)[1]
+    for host in lab.hosts:
+        docker(stack, host, "network rm mynetwork")
+        lab.run(host, command)
+    stack.remember()
+    stack.up().ok()
+    for name in ("c1", "c2"):
+        run(stack, name, "mynetwork")
+    assert reaches(stack, "h1", "c1", "172.18.0.3", mtu=1450)
+    assert reaches(stack, "h2", "c2", "172.18.0.2", mtu=1450)
+    stack.healthy()
+    remove(stack, "h1", "c1")
+    remove(stack, "h2", "c2")
+    stack.destroy().ok()
+    stack.clean()
+
+
+# -- LXD's bridge --------------------------------------------------------------------------------
+
+
+def launch(stack, name):
+    """An LXD container with the network device that the outputs have to paste."""
+    row = stack.outputs()["containers"]["office"][name]
+    [line] = [line for line in row["paste"].splitlines() if line.startswith("lxc config device add ")]
+    stack.lab.run(row["host"], f"lxc init busybox {name} && {line} && lxc start {name}")
+    return row
+
+
+@pytest.mark.lab(hosts=2)
+@pytest.mark.stack("doc-003")
+def test_the_bridges_of_lxd(stack):
+    """Each with its LXD's own addresses at first; then with one DHCP server for both, which is ours."""
+    lab = stack.lab
+    for host, more in (("h1", ""), ("h2", "ipv4.dhcp=false dns.mode=none")):
+        lab.start_lxd(host)
+        lab.run(host, f"lxc network create lxdbr0 ipv4.address=10.40.0.{host[1]}/24 ipv6.address=none {more}")
+    stack.remember()
+    stack.segments.clear()
+    stack.segments["office"] = {
+        "subnets": ["10.40.0.0/24"],
+        "bridge": {"attach": {"lxd": "lxdbr0"}},
+        "tunnels": {"mesh": {"kind": "vxlan", "vni": 300}},
+        "containers": {
+            "a": {"host": "h1", "address": "10.40.0.11", "runtime": "lxd"},
+            "b": {"host": "h2", "address": "10.40.0.12", "runtime": "lxd"},
+        },
+    }
+    stack.up().ok()
+    for name in ("a", "b"):
+        row = launch(stack, name)
+        assert lab.links(row["host"])["vx-office"]["master"] == "lxdbr0"
+        lab.run(row["host"], f"lxc exec {name} -- ip addr add {row['address']} dev eth0")
+    assert " 0% packet loss" in lab.run("h1", "lxc exec a -- ping -c 1 -W 3 -s 1422 10.40.0.12").stdout
+    # h1's LXD gives addresses to both.
+    lab.run("h2", "lxc exec b -- ip addr flush dev eth0 && lxc exec b -- udhcpc -n -i eth0")
+    stack.healthy()
+    stack.noop()
+
+    # Ours beside LXD's is refused, with what to type.
+    stack.segments["office"]["dhcp"] = {"host": "h1"}
+    refused = stack.up().failed()
+    command = re.search(r"h1 dhcp-office: dnsmasq \(pid \d+\) of lxd serves lxdbr0; one of the two has to go: (.*)", refused)
+    lab.run("h1", command[1].strip())
+    stack.up().ok()
+    for host, name, address in (("h1", "a", "10.40.0.11/24"), ("h2", "b", "10.40.0.12/24")):
+        lab.run(host, f"lxc exec {name} -- ip addr flush dev eth0 && lxc exec {name} -- udhcpc -n -i eth0 -O mtu")
+        assert address in lab.run(host, f"lxc exec {name} -- ip -o -4 addr show eth0").stdout
+    stack.healthy()
+    lab.run("h1", "lxc delete --force a")
+    lab.run("h2", "lxc delete --force b")
+    stack.destroy().ok()
+    lab.run("h1", "for key in ipv4.dhcp dns.mode raw.dnsmasq; do lxc network unset lxdbr0 $key; done")
+    stack.clean()
