@@ -306,6 +306,7 @@ def test_the_bridges_of_lxd(stack):
     stack.segments["office"] = {
         "subnets": ["10.40.0.0/24"],
         "bridge": {"attach": {"lxd": "lxdbr0"}},
+        "gateway": "10.40.0.1",
         "tunnels": {"mesh": {"kind": "vxlan", "vni": 300}},
         "containers": {
             "a": {"host": "h1", "address": "10.40.0.11", "runtime": "lxd"},
@@ -331,7 +332,9 @@ def test_the_bridges_of_lxd(stack):
     stack.up().ok()
     for host, name, address in (("h1", "a", "10.40.0.11/24"), ("h2", "b", "10.40.0.12/24")):
         lab.run(host, f"lxc exec {name} -- ip addr flush dev eth0 && lxc exec {name} -- udhcpc -n -i eth0 -O mtu")
-        assert address in lab.run(host, f"lxc exec {name} -- ip -o -4 addr show eth0").stdout
+        said = lab.run(host, f"lxc exec {name} -- sh -c 'ip -o -4 addr show eth0; ip route'").stdout
+        assert address in said
+        assert "default via 10.40.0.1 " in said
     stack.healthy()
     lab.run("h1", "lxc delete --force a")
     lab.run("h2", "lxc delete --force b")
