@@ -150,8 +150,6 @@ def _show(label: str | None = None) -> int:
 
 
 def _explain(label: str | None = None) -> int:
-    import shlex  # noqa: PLC0415
-
     from overlay_agent import bridges, kinds, store  # noqa: PLC0415
 
     wanted = _document(store.Store(), label)
@@ -162,7 +160,7 @@ def _explain(label: str | None = None) -> int:
     print(f"# {wanted.owner.label} on {wanted.host}, by hand")
     for name, spec in sorted(wanted.objects.items(), key=lambda item: kinds.KINDS[item[1].KIND].rank):
         for command in kinds.KINDS[spec.KIND].commands(name, spec, wanted.owner.alias(name)):
-            print(shlex.join(command))
+            print(kinds.typed(command))
     return 0
 
 

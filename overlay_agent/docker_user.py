@@ -40,9 +40,9 @@ def within(bridge: str) -> list[Rule]:
 def commands(mark: str, rules: Sequence[Rule]) -> list[list[str]]:
     """What a person would type, where Docker is."""
     words = [" ".join(["-I", CHAIN, *_with_comment(rule, mark)]) for rule in rules]
-    steps = [f"$t -w -N {CHAIN} 2>/dev/null", *(f"$t -w {word}" for word in words)]
+    steps = [f"$t -w -N {CHAIN} 2>/dev/null || :", *(f"$t -w {word}" for word in words)]
     loop = f"for t in {' '.join(_FAMILIES)}; do {'; '.join(steps)}; done"
-    return [["sh", "-c", f"command -v dockerd >/dev/null || exit 0; {loop}"]]
+    return [["sh", "-c", f"if command -v dockerd >/dev/null; then {loop}; fi"]]
 
 
 def lacking(kernel: Kernel, mark: str, rules: Sequence[Rule]) -> list[Difference]:

@@ -161,7 +161,13 @@ class Keyed(Type):
         if not isinstance(value, dict):
             return f"{value!r} is not an object"
         wrong = [self.key.check(k) or self.value.check(v) for k, v in value.items()]
-        return "; ".join(w for w in wrong if w) or None
+        return "; ".join(w for w in wrong if w) or self._twice(value)
+
+    def _twice(self, value: Any) -> str | None:
+        """Of two spellings of one key the later one would win in silence."""
+        first: dict[Any, Any] = {}
+        same = [(k, first[n]) for k in value for n in [self.key.normal(k)] if first.setdefault(n, k) != k]
+        return "; ".join(f"{k!r} is {other!r} too; keep one of them" for k, other in same) or None
 
     def normal(self, value: Any) -> Any:
         return {self.key.normal(k): self.value.normal(v) for k, v in value.items()}

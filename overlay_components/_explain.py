@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from overlay_agent import document
 from overlay_agent.document import Document, Owner
-from overlay_agent.kinds import KINDS
+from overlay_agent.kinds import KINDS, typed
 from overlay_components import config, errors, plan
 from overlay_components.errors import ConfigErrors
 from overlay_components.lock import Lock
@@ -86,7 +85,7 @@ def _commands(wanted: Document, *, marked: bool) -> list[str]:
     objects = sorted(wanted.objects.items(), key=lambda item: (KINDS[item[1].KIND].rank, item[0]))
     # Our mark on what is not ours would be a lie.
     return [
-        shlex.join(command)
+        typed(command)
         for name, spec in objects
         for command in KINDS[spec.KIND].commands(name, spec, wanted.owner.alias(name))
         if marked or not any(wanted.owner.alias(name) in word for word in command)

@@ -37,13 +37,14 @@ _V6_FIRST, _V6_COUNT = 0x1000, 0x1000
 _SSH = 22
 #: DHCP options that come from other keys, by dnsmasq's name and number.
 _OPTION_KEYS = {
-    **dict.fromkeys(("1", "netmask"), "subnets"),
+    **dict.fromkeys(("1", "netmask", "28", "broadcast"), "subnets"),
     **dict.fromkeys(("3", "router"), "gateway"),
     **dict.fromkeys(("6", "dns-server"), "dhcp.dns, which dnsmasq asks for the containers"),
     **dict.fromkeys(("15", "domain-name"), "dhcp.domain"),
     **dict.fromkeys(("26", "mtu"), "mtu"),
     **dict.fromkeys(("51", "lease-time"), "dhcp.lease"),
-    **dict.fromkeys(("121", "classless-static-route"), "routes"),
+    **dict.fromkeys(("121", "classless-static-route", "249"), "routes"),
+    **dict.fromkeys(("option6:23", "option6:dns-server"), "dhcp.dns, which dnsmasq asks for the containers"),
 }
 
 
@@ -91,6 +92,7 @@ class Routing:
         wrong: list[str],
     ) -> None:
         self.config, self.label, self.ends, self.services, self.wrong = config, label, ends, services, wrong
+        #: What asks for a service, by its name.
         self._keys: dict[str, str] = {}
         self._forwards: list[_Forward] = []
         self._routes: list[_Route] = []
@@ -110,8 +112,6 @@ class Routing:
             self.wrong.append(f"{where}: the name of its service, {wrong}; give the segment a shorter name")
         self.services[host][name] = spec
         self._keys.setdefault(name, where)
-        if not _has_placeholder(spec):
-            self.wrong += [f"{where}: {sentence}" for sentence in KINDS[spec.KIND].wrong(spec)]
 
     def passes(self, hosts: Iterable[str], versions: Iterable[int]) -> None:
         """These hosts forward packets of these IP versions."""
@@ -161,6 +161,19 @@ class Routing:
                 self.wrong.append(
                     f"{where}: its service {name} has the name of a device on {host}; set another bridge.name or ifname"
                 )
+        self._ask_kinds()
+
+    def _ask_kinds(self) -> None:
+        """What the agent would refuse. Only of segments in which nothing is wrong so far: of others it has mostly the
+        same to say, in words that are further from the stack file."""
+        places = [f"segments.{name}" for name in self.config.segments]
+        told = {at for at in places if any(one.startswith((f"{at}.", f"{at}:")) for one in self.wrong)}
+        for services in self.services.values():
+            for name, spec in services.items():
+                where = self._keys.get(name)
+                if where is None or any(where.startswith(f"{at}.") for at in told) or _has_placeholder(spec):
+                    continue
+                self.wrong += [f"{where}: {sentence}" for sentence in KINDS[spec.KIND].wrong(spec)]
 
     def _check_ports(self, rules: Mapping[str, dict[str, Rule]]) -> None:
         resolved = self.config.resolved_hosts()
@@ -352,7 +365,7 @@ class Router:
         ranges = self._ranges(self.dhcp, book, locked)
         self._check_options(self.dhcp, book)
         own = {host: [_bare(a) for a in addresses.get(host, [])] for host in self.hosts}
-        floating = self._floating(gateways, own)
+        self._add_floating(gateways, own)
         ra = any(net.version == 6 for net in book.subnets) if self.dhcp.ra is None else self.dhcp.ra
         for host in self.hosts:
             spec = Dnsmasq(
@@ -370,23 +383,25 @@ class Router:
                 routes=routes,
                 mtu=size,
                 ra=ra,
-                # Of two routers a container takes the one that answers (RFC 4861, 7.3): nothing has to float.
-                ra_router=ra and self._routes_v6(gateways, own[host]),
+                ra_router=ra and self._is_gateway(host, 6, gateways, own[host]),
                 options=self.dhcp.options,
                 strict_order=self.dhcp.strict_order,
                 no_override=self.dhcp.no_override,
-                authoritative=len(self.hosts) == 1,
             )
             self.routing.add(host, f"dhcp-{self.name}", spec, self.at)
         translated = self._nat(self.dhcp, containers, gateways, book)
         self._add_nat({host: translated if host in self.hosts else {} for host in {*self.hosts, *routed}}, routed, book)
-        for version, gateway in gateways.items():
-            at = self.hosts if gateway in floating else [host for host in self.hosts if gateway in own[host]]
+        for version in {net.version for net in book.subnets}:
+            at = [host for host in self.hosts if self._is_gateway(host, version, gateways, own[host])]
             self.routing.passes(at, [version])
         return DhcpRow(hosts=self.hosts, ranges=ranges, leases=len(leases), domain=self.dhcp.domain)
 
-    def _routes_v6(self, gateways: Mapping[int, str], own: Sequence[str]) -> bool:
-        return gateways.get(6) in own or (len(self.hosts) > 1 and self.gateway != "none")
+    def _is_gateway(self, host: str, version: int, gateways: Mapping[int, str], own: Sequence[str]) -> bool:
+        """Whether containers route through that host, always or in turn with another."""
+        if len(self.hosts) == 1 or host not in self.hosts:
+            return gateways.get(version) in own
+        # Of two routers' advertisements a container takes the one that answers (RFC 4861, 7.3): nothing has to float.
+        return version in gateways or (version == 6 and self.gateway != "none")
 
     def _check_options(self, dhcp: DhcpOptions, book: Book) -> None:
         self.wrong += [
@@ -449,24 +464,24 @@ class Router:
             if held:
                 self.wrong.append(f"{self.at}.range: {text} holds {errors.listed(held)}; leave that out")
 
-    def _floating(self, gateways: Mapping[int, str], own: Mapping[str, list[str]]) -> list[str]:
-        """The addresses that the two routers hold in turn, and the services that see to it."""
+    def _add_floating(self, gateways: Mapping[int, str], own: Mapping[str, list[str]]) -> None:
+        """Of two routers: the services by which they hold the gateway in turn."""
         if self.dhcp is None or self.bridge is None or len(self.hosts) == 1 or not gateways:
-            return []
+            return
         said = self.gateway
         if not names.known(said) or not _parsed(said):
             self.wrong.append(
                 f"{self.where}.gateway: {said!r}; with dhcp.hosts it is an address of its own, which they hold in "
                 "turn, or none"
             )
-            return []
+            return
         for host, held in own.items():
             if said in held:
                 self.wrong.append(
                     f"{self.where}.gateway: {said} is host {host}'s own; with dhcp.hosts it is an address of its own, "
                     "which they hold in turn"
                 )
-                return []
+                return
         subnet = next((net for net in map(ipaddress.ip_network, self.segment.subnets) if _ip(said) in net), None)
         number = self.dhcp.group or names.number(1, 255, self.routing.label, self.name)
         for host, priority in zip(self.hosts, _PRIORITIES, strict=True):
@@ -475,7 +490,6 @@ class Router:
                 spec = Vrrp(interface=self.bridge, group=number, priority=priority, addresses=floating)
                 self.routing.add(host, f"vrrp-{self.name}", spec, self.at)
                 self.routing.group(host, self.bridge, number, self.at)
-        return list(gateways.values())
 
     # -- address translation -----------------------------------------------------------------
 
@@ -625,7 +639,7 @@ class Router:
             for one in on:
                 by_host.setdefault(one, {})[text] = via
                 self.routing.route(one, subnet, where)
-                if gateways.get(subnet.version) in [_bare(a) for a in addresses[one]]:
+                if self._is_gateway(one, subnet.version, gateways, [_bare(a) for a in addresses[one]]):
                     self.routing.passes([one], [subnet.version])
                     routed.setdefault(one, []).append(text)
             # Of the segment's own addresses only: a container knows no other way to them.

@@ -6,12 +6,13 @@ Run it in a checkout: `. tools/env.sh`, `python -m lab up --hosts 2`, and in thi
 
 import pulumi
 
-from overlay_components import Bridge, Host, Overlay, VxlanTunnel
+from overlay_components import Bridge, DhcpRouter, Host, Overlay, VxlanTunnel
 
 with Overlay("example"):
     a, b = Host("a", address="198.18.0.11", user="root"), Host("b", address="198.18.0.12", user="root")
     app = Bridge("app", hosts=[a, b], subnets=["10.10.0.0/24"], addresses={a: "10.10.0.1", b: "10.10.0.2"})
     VxlanTunnel("app-mesh", bridge=app, vni=42)
+    DhcpRouter("app-dhcp", bridge=app, host=a, masquerade=True)
 
 # Outputs wait for the hosts: whoever uses them finds the network in place.
 pulumi.export("mtu", app.mtu)

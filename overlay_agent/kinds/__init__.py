@@ -14,7 +14,7 @@ from overlay_agent.kinds import (
     vrrp,
     vxlan,
 )
-from overlay_agent.kinds.base import DEVICES, SERVICES, Device, DeviceKind, Kind, Listens, Passes, Spec
+from overlay_agent.kinds.base import DEVICES, SERVICES, Device, DeviceKind, Kind, Listens, Passes, Spec, typed
 
 KINDS: dict[str, Kind] = {
     module.KIND.name: module.KIND
@@ -23,4 +23,4 @@ KINDS: dict[str, Kind] = {
     )
 }  # fmt: skip
 
-__all__ = ["DEVICES", "KINDS", "SERVICES", "Device", "DeviceKind", "Kind", "Listens", "Passes", "Spec"]
+__all__ = ["DEVICES", "KINDS", "SERVICES", "Device", "DeviceKind", "Kind", "Listens", "Passes", "Spec", "typed"]

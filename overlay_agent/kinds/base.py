@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overlay_agent import fields
@@ -67,7 +67,7 @@ class Kind:
         return None
 
     def commands(self, name: str, spec: Any, mark: str) -> list[list[str]]:
-        """The commands with which a person would make the object by hand."""
+        """The commands with which a person would make the object by hand; `typed` writes each as a line."""
         raise NotImplementedError
 
     def listens(self, spec: Any) -> list[Listens]:
@@ -126,6 +126,13 @@ class Kind:
         """Brings back what hung on the object. `exactly`: this is an undo. Returns what could not
         be brought back."""
         return []
+
+
+def typed(command: Sequence[str]) -> str:
+    """One of `commands` as a person types it into a shell: a script (sh -c) as it is, not in quotes once more."""
+    import shlex  # noqa: PLC0415 - only to explain
+
+    return command[2] if list(command[:2]) == ["sh", "-c"] else shlex.join(command)
 
 
 @dataclasses.dataclass(frozen=True)

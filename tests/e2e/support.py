@@ -245,7 +245,8 @@ class Stack(Project):
         others = {a for h, a in addresses.items() if h != host and h in segment.get("hosts", self.hosts)}
         version = ipaddress.ip_address(addresses[host]).version
         underlay = self.hosts[host].get("mtu", self.defaults.get("mtu", 1500))
-        mtu = segment.get("mtu", underlay - (50 if version == 4 else 70))
+        overhead = (50 if version == 4 else 70) if segment.get("tunnels") else 0
+        mtu = segment.get("mtu", underlay - overhead)
         bridge = segment.get("bridge", {})
         switch = None if bridge == "none" else bridge.get("name", f"br-{name}")
         names = set()

@@ -27,6 +27,7 @@ def test_library(example):
     first = example.up().ok()
     assert re.search(r"mtu *: 1450", first)
     assert example.lab.ping("h1", "10.10.0.2", wait=3)
+    assert "10.10.0.1:53 " in example.lab.run("h1", "ss -lun").stdout
     example.healthy()
     example.noop()
     example.destroy().ok()

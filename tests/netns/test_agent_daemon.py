@@ -89,8 +89,8 @@ def test_what_the_program_says_at_its_end_is_the_error(host, path):
     """A shadow of dnsmasq that takes the configuration, and then does not start."""
     host.apply(wanted(), **path)
     folder = path["PATH"].partition(":")[0]
-    host.run("sh", "-c", f"cat > {folder}/dnsmasq; chmod 755 {folder}/dnsmasq",
-             text='#!/bin/sh\n[ "$1" = --test ] && exec /usr/sbin/dnsmasq "$@"\necho "dnsmasq: no luck" >&2; exit 3\n')  # fmt: skip
+    script = '#!/bin/sh\n[ "$1" = --test ] && exec /usr/sbin/dnsmasq "$@"\necho "dnsmasq: no luck" >&2; exit 3\n'
+    host.run("sh", "-c", f"cat > {folder}/dnsmasq; chmod 755 {folder}/dnsmasq", text=script)
     done = host.apply(wanted(lease=7200), code=1, **path)
     assert "start: dnsmasq: no luck" in done.lines[-1]
     host.run("rm", f"{folder}/dnsmasq")

@@ -225,7 +225,7 @@ def test_its_bridge_was_deleted_by_hand(docked):
 def test_a_network_is_made_and_goes(docked):
     state = docked.state()
     wanted = joined(create())
-    assert docked.apply(wanted).lines[0].startswith("docker:app: created (docker-network, create True, bridge br-app, ")
+    assert docked.apply(wanted).lines[0].startswith("docker:app: created (docker-network, create on, bridge br-app, ")
     made = docked.network("app")
     assert made["IPAM"]["Config"] == [{
         "Subnet": "10.10.0.0/24", "Gateway": "10.10.0.1", "IPRange": "10.10.0.128/26",

@@ -176,7 +176,10 @@ def test_plan_shows_services(overlay, tmp_path):
         "leaseMax 253, dns 192.0.2.53 192.0.2.54, router 10.10.0.1, mtu 1450, strictOrder off"
     )
     forwards = "tcp/8080->10.10.0.11:80 udp/53->10.10.0.9"
-    assert found["nat-app"] == f"interface br-app, masquerade 10.10.0.0/24, forwards {forwards}"
+    assert found["nat-app"] == (
+        "interface br-app, subnets 10.10.0.0/24, masquerade 10.10.0.0/24, routed 10.20.0.0/24, "
+        f"forwards {forwards}"
+    )
     assert found["routes-app"] == "routes 10.20.0.0/24->198.18.0.12"
     assert found["forwarding"] == "ipv4"
     rules = [line.split() for line in overlay("plan", "Pulumi.x.yaml").stdout.splitlines()]
@@ -293,6 +296,14 @@ def test_explain_a_peer_that_no_linux_host_could_be(overlay, tmp_path):
     said = overlay("explain", "r", "Pulumi.x.yaml").stdout
     assert "vnis 42, port 4789; with a, b" in said
     assert "a Linux machine cannot be that end" in said
+
+
+def test_explain_scripts_as_they_are(overlay):
+    said = overlay("explain", "h1", ROOT / "stacks/Pulumi.two-routers.yaml").stdout
+    lines = said.splitlines()
+    assert any(line.startswith("cat > /var/lib/overlay/services/") and line.endswith("<<'EOF'") for line in lines)
+    assert not any(line.startswith("sh -c") for line in lines)
+    subprocess.run(["sh", "-n"], input=said, text=True, check=True)
 
 
 def test_explain_nobody(overlay):

@@ -38,6 +38,11 @@ def values(type_: fields.Type, address):
         one = st.fixed_dictionaries({"protocol": st.just("udp"), "port": st.integers(1, 65535), "peers": peers})
         return st.dictionaries(NAMES, one, max_size=2)
 
+    def keyed():
+        # Of what is only found on hosts (Dnsmasq.lines) no document holds any.
+        most = 0 if type_.key == fields.Choice([]) else 3
+        return st.dictionaries(of(type_.key), of(type_.value), max_size=most)
+
     known = {
         fields.Flag: st.booleans,
         fields.Mac: lambda: st.integers(0, 0xFFFF).map(lambda n: f"02:00:00:00:{n >> 8:02x}:{n & 255:02x}"),
@@ -54,14 +59,15 @@ def values(type_: fields.Type, address):
         fields.Peers: lambda: st.dictionaries(NAMES, address, max_size=4),
         fields.Range: lambda: st.sampled_from(["0-0", "1000-2000", "5-5"]),
         fields.Integer: lambda: st.integers(type_.low, type_.high),
-        fields.Choice: lambda: st.sampled_from(list(type_.values)),
-        fields.Pattern: lambda: st.from_regex(type_.form, fullmatch=True),
+        fields.Choice: lambda: st.sampled_from(list(type_.values)) if type_.values else st.nothing(),
+        fields.Pattern: lambda: st.from_regex(type_.form, fullmatch=True).map(type_.normal),
         fields.Items: lambda: st.lists(of(type_.item), max_size=3),
         fields.Record: record,
         fields.Either: lambda: of(type_.first) | of(type_.second),
-        fields.Keyed: lambda: st.dictionaries(of(type_.key), of(type_.value), max_size=3),
+        fields.Keyed: keyed,
     }
-    return known.get(type(type_), allowed)()
+    form = next((one for one in type(type_).__mro__ if one in known), None)
+    return known[form]() if form else allowed()
 
 
 @st.composite
