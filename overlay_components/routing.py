@@ -292,7 +292,9 @@ class Router:
         options = self.segment
         said: list[str | None] = [*options.reserved, *(c.address for c in options.containers.values())]
         said += [r.address for r in self.dhcp.reservations.values()] if self.dhcp else []
-        said += [options.gateway] if options.gateway and _parsed(options.gateway) else []
+        # That of an attached bridge may be this host, by its owner's choice.
+        attached = options.bridge is not None and options.bridge.attach
+        said += [options.gateway] if options.gateway and _parsed(options.gateway) and not attached else []
         return {_ip(text) for text in said if text is not None and names.known(text)}
 
     def _wanted_spans(self, dhcp: DhcpOptions, book: Book) -> list[tuple[Span, str]]:

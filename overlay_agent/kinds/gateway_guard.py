@@ -80,17 +80,16 @@ class GatewayGuardKind(TableKind):
 
 def _not_its_gateways(bridge: str, held: Iterable[str], spec: GatewayGuard) -> list[str]:
     """What a guard for these addresses would let through in silence: those that the bridge really has."""
-    real = [str(ipaddress.ip_interface(text).ip) for text in held]
+    real = [ipaddress.ip_interface(text).ip for text in held]
     out = []
     for address in map(ipaddress.ip_address, spec.addresses):
-        of_version = [one for one in real if ipaddress.ip_address(one).version == address.version]
-        if not address.is_link_local and str(address) not in real:
-            has = f"has {', '.join(of_version)}" if of_version else f"has no IPv{address.version} address"
-            ways = [f"write gateway: {of_version[0]} on its segment"] if of_version else []
-            ways.append(f"give the bridge that address on this host (docker network create --gateway {address})")
-            out.append(
-                f"addresses: {address} is to be each host's own gateway, but bridge {bridge} {has}; {', or '.join(ways)}"
-            )
+        if address.is_link_local or address in real:  # the kernel does not tell link-local ones among `held`
+            continue
+        others = [str(one) for one in real if one.version == address.version]
+        has = ", ".join(others) or f"no IPv{address.version} address"
+        ways = [f"write gateway: {others[0]} on its segment"] if others else []
+        ways.append(f"give it that address on this host (docker network create --gateway {address})")
+        out.append(f"addresses: {address} is to be the gateway, but bridge {bridge} has {has}; {', or '.join(ways)}")
     return out
 
 

@@ -1,11 +1,9 @@
-"""Docker networks across hosts, on what `pulumi up` made, with a real dockerd on each host: the articles 002 and 003."""
+"""Docker networks of several hosts as one, as in the articles 002 and 003, with a real dockerd on each; and LXD's."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
-import shlex
 
 import pytest
 
@@ -15,7 +13,6 @@ from tests.e2e.test_containers import commands
 
 pytestmark = pytest.mark.root
 
-#: What Docker chooses anew for each container, and when it last started.
 NET = "vxlan-net"
 
 
@@ -36,13 +33,14 @@ def network(stack, host, name=NET):
     return None if found.returncode else {**json.loads(found.stdout)[0], "Containers": None}
 
 
-def run(stack, name, segment=NET):
-    """Starts the container as the outputs have it to paste."""
-    row = stack.outputs()["containers"][segment][name]
-    for line in commands(row["paste"]):
-        stack.lab.run(row["host"], re.sub(r"\bIMAGE$", "busybox", line))
-    enter(stack, row["host"], name)
-    return row
+def run(stack, *names, segment=NET):
+    """Starts the containers as the outputs have them to paste, and gives their rows of the IP plan."""
+    rows = stack.outputs()["containers"][segment]
+    for name in names:
+        for line in commands(rows[name]["paste"]):
+            stack.lab.run(rows[name]["host"], re.sub(r"\bIMAGE$", "busybox", line))
+        enter(stack, rows[name]["host"], name)
+    return rows
 
 
 def enter(stack, host, name):
@@ -99,8 +97,6 @@ def restart_docker(stack, host):
 @pytest.mark.stack("doc-003")
 def test_networks_that_the_stack_makes(stack):
     lab = stack.lab
-    third = {host: stack.hosts.pop(host) for host in ["h3"] if host in stack.hosts}
-    assert not third, "h3 comes later"
     with_docker(stack)
     stack.up().ok()
     for host, gateway, range_ in (("h1", "172.18.0.1", "172.18.128.0/24"), ("h2", "172.18.0.2", "172.18.129.0/24")):
@@ -111,67 +107,34 @@ def test_networks_that_the_stack_makes(stack):
         assert lab.links(host)["vxlan-demo"]["master"] == "br-vxlan-net"
 
     # The article's containers, as the outputs have them to paste; and one a host that asks for no address.
-    one, two = run(stack, "c1"), run(stack, "c2")
-    assert (one["address"], two["address"]) == ("172.18.0.11/16", "172.18.0.12/16")
+    rows = run(stack, "c1", "c2")
     for host in ("h1", "h2"):
         docker(stack, host, f"run --detach --name any --network {NET} busybox")
         enter(stack, host, "any")
     assert own_address(stack, "h1", "any").startswith("172.18.128.")
     assert own_address(stack, "h2", "any").startswith("172.18.129.")
-    for host, name, row in (("h1", "c1", one), ("h2", "c2", two)):
+    for host, name, address, gateway in (
+        ("h1", "c1", "172.18.0.11/16", "172.18.0.1"), ("h2", "c2", "172.18.0.12/16", "172.18.0.2"),
+    ):  # fmt: skip
         serve(stack, host, name)
-        assert inside(stack, host, name, "cat /sys/class/net/eth0/mtu /sys/class/net/eth0/address").split() == [
-            "1450", row["mac"],
-        ]  # fmt: skip
-        assert row["gateway"] == {"h1": "172.18.0.1", "h2": "172.18.0.2"}[host]
-        for of_host in ("c1" if host == "h1" else "c2", "any"):
-            assert f"default via {row['gateway']} " in inside(stack, host, of_host, "ip route")
-            assert gateway_mac(stack, host, of_host, row["gateway"]) == mac_of(stack, host, "br-vxlan-net")
+        assert address in inside(stack, host, name, "ip -o -4 addr show eth0")
+        link = inside(stack, host, name, "cat /sys/class/net/eth0/mtu /sys/class/net/eth0/address").split()
+        assert link == ["1450", rows[name]["mac"]]
+        for container in (name, "any"):
+            assert f"default via {gateway} " in inside(stack, host, container, "ip route")
+            assert gateway_mac(stack, host, container, gateway) == mac_of(stack, host, "br-vxlan-net")
     for host, name, other in (("h1", "c1", "172.18.0.12"), ("h1", "any", "172.18.0.12"), ("h2", "any", "172.18.0.11")):
         assert reaches(stack, host, name, other, mtu=1450)
-        assert not stack.lab.ping(host, other, container=name, size=1451 - 28, df=True), "no more than its MTU"
         assert lab.run(host, "iptables -S FORWARD").stdout.startswith("-P FORWARD DROP"), "Docker's rules are on"
     assert page(stack, "h1", "c1", "172.18.0.12") == "page of c2"
     assert page(stack, "h2", "any", "172.18.0.11") == "page of c1"
     stack.noop()
     stack.healthy("h1", "h2")
 
-    # A third host comes while containers run: no ping is lost, no network made anew.
     networks = {host: network(stack, host) for host in ("h1", "h2")}
-    stack.hosts["h3"] = {"address": "198.18.0.13"}
-    segment = stack.segments[NET]
-    refused = stack.up().failed()
-    assert "addresses: {h1: 172.18.0.1, h2: 172.18.0.2, h3: 172.18.0.3}" in refused, "what to write"
-    segment["addresses"]["h3"] = "172.18.0.3"
-    segment["bridge"]["docker"]["ranges"]["h3"] = "172.18.130.0/24"
-    segment["containers"]["c3"] = {"host": "h3", "address": "172.18.0.13", "runtime": "docker"}
-    with steady_ping(lab, "h1", "172.18.0.12", "c1"):
-        stack.up().ok()
-    assert {host: network(stack, host) for host in ("h1", "h2")} == networks
-    run(stack, "c3")
-    for host, name in (("h1", "c1"), ("h2", "any")):
-        assert reaches(stack, host, name, "172.18.0.13", mtu=1450)
-    assert page(stack, "h3", "c3", "172.18.0.11") == "page of c1"
-    stack.noop()
-    stack.healthy()
-
-    # ... and goes. The others' containers do not notice.
-    remove(stack, "h3", "c3")
-    del stack.hosts["h3"], segment["addresses"]["h3"], segment["containers"]["c3"]
-    del segment["bridge"]["docker"]["ranges"]["h3"]
-    with steady_ping(lab, "h2", "172.18.0.11", "c2"):
-        stack.up().ok()
-    assert {host: network(stack, host) for host in ("h1", "h2")} == networks
-    stack.clean("h3")
-
-    # Docker is started anew, which ends its containers.
-    restart_docker(stack, "h1")
-    stack.healthy("h1", "h2")
-    assert "nothing to do" in lab.run("h1", [AGENT, "restore"]).stderr
-    docker(stack, "h1", "start c1")
-    enter(stack, "h1", "c1")
-    assert reaches(stack, "h1", "c1", "172.18.0.12", mtu=1450)
-    stack.noop()
+    a_host_comes_and_goes(stack)
+    assert {host: network(stack, host) for host in ("h1", "h2")} == networks, "neither is made anew"
+    docker_is_restarted(stack)
 
     # The stack goes; the network that a container is on stays, until it is wanted again.
     remove(stack, "h1", "any")
@@ -193,13 +156,48 @@ def test_networks_that_the_stack_makes(stack):
     stack.clean()
 
 
+def a_host_comes_and_goes(stack):
+    """While containers run on the others: no ping is lost."""
+    lab, segment = stack.lab, stack.segments[NET]
+    stack.hosts["h3"] = {"address": "198.18.0.13"}
+    refused = stack.up().failed()
+    assert "addresses: {h1: 172.18.0.1, h2: 172.18.0.2, h3: 172.18.0.3}" in refused, "what to write"
+    segment["addresses"]["h3"] = "172.18.0.3"
+    segment["bridge"]["docker"]["ranges"]["h3"] = "172.18.130.0/24"
+    segment["containers"]["c3"] = {"host": "h3", "address": "172.18.0.13", "runtime": "docker"}
+    with steady_ping(lab, "h1", "172.18.0.12", "c1"):
+        stack.up().ok()
+    run(stack, "c3")
+    for host, name in (("h1", "c1"), ("h2", "any")):
+        assert reaches(stack, host, name, "172.18.0.13", mtu=1450)
+    assert page(stack, "h3", "c3", "172.18.0.11") == "page of c1"
+    stack.healthy()
+    remove(stack, "h3", "c3")
+    del stack.hosts["h3"], segment["addresses"]["h3"], segment["containers"]["c3"]
+    del segment["bridge"]["docker"]["ranges"]["h3"]
+    with steady_ping(lab, "h2", "172.18.0.11", "c2"):
+        stack.up().ok()
+    stack.clean("h3")
+
+
+def docker_is_restarted(stack):
+    """Which ends its containers; started again, they are where they were."""
+    lab = stack.lab
+    restart_docker(stack, "h1")
+    stack.healthy("h1", "h2")
+    assert "nothing to do" in lab.run("h1", [AGENT, "restore"]).stderr
+    docker(stack, "h1", "start c1")
+    enter(stack, "h1", "c1")
+    assert reaches(stack, "h1", "c1", "172.18.0.12", mtu=1450)
+
+
 @pytest.mark.lab(hosts=2, mtu=9001)
 @pytest.mark.stack("doc-003-9001")
 def test_large_frames(stack):
     with_docker(stack)
     stack.up().ok()
+    run(stack, "c1", "c2")
     for host, name in (("h1", "c1"), ("h2", "c2")):
-        run(stack, name)
         assert network(stack, host)["Options"]["com.docker.network.driver.mtu"] == "8951"
         assert inside(stack, host, name, "cat /sys/class/net/eth0/mtu") == "8951\n"
     assert reaches(stack, "h1", "c1", "172.18.0.12", mtu=8951)
@@ -224,31 +222,30 @@ def test_networks_that_are_there_already(stack):
     networks = {host: network(stack, host) for host in lab.hosts}
     bridges = {host: f"br-{networks[host]['Id'][:12]}" for host in lab.hosts}
     stack.up().ok()
-    for host, name in (("h1", "c1"), ("h2", "c2")):
+    run(stack, "c1", "c2")
+    one, two = ("h1", "c1", "172.18.0.11"), ("h2", "c2", "172.18.0.12")
+    for host, name, _ in (one, two):
         assert lab.links(host)["vxlan-demo"]["master"] == bridges[host]
-        run(stack, name)
         serve(stack, host, name)
-    ends = (("h1", "c1", "h2", "172.18.0.12"), ("h2", "c2", "h1", "172.18.0.11"))
-    for host, name, other, address in ends:
+    for (host, name, own), (other_host, other, address) in ((one, two), (two, one)):
         assert reaches(stack, host, name, address, mtu=1500), "Docker's own MTU"
-        assert page(stack, host, name, address) == f"page of {'c2' if name == 'c1' else 'c1'}"
-        # Both hosts have this address; the other one, too, speaks to the container and to its own.
+        assert page(stack, host, name, address) == f"page of {other}"
+        # Both hosts have this address. The other one claims it before the container, and asks it something.
+        mine = mac_of(stack, host, bridges[host])
         for _ in range(3):
-            assert gateway_mac(stack, host, name, "172.18.0.1") == mac_of(stack, host, bridges[host])
-            lab.run(other, f"ping -c 1 -W 0.3 {address.replace('.0.12', '.0.11')}", check=False)
-            lab.run(other, f"ping -c 1 -W 0.3 {address}", check=False)
-            lab.run(other, f"arping -c 1 -A -I {bridges[other]} 172.18.0.1 || true")
-            known = lab.run(host, f"ip -n {name} neigh show 172.18.0.1").stdout
-            assert mac_of(stack, host, bridges[host]) in known
+            assert gateway_mac(stack, host, name, "172.18.0.1") == mine
+            lab.run(other_host, f"busybox arping -U -c 1 -I {bridges[other_host]} 172.18.0.1", check=False)
+            assert not lab.ping(other_host, own, wait=0.3), "a host is not on the others' part"
+            assert mine in lab.run(host, f"ip -n {name} neigh show 172.18.0.1").stdout
     stack.noop()
     stack.healthy()
     stack.destroy().ok()
     assert {host: network(stack, host) for host in lab.hosts} == networks
-    for host, name, _, address in ends:
+    for (host, name, _), (_, _, address) in ((one, two), (two, one)):
         assert lab.links(host)[bridges[host]]["mtu"] == 1500
         assert reaches(stack, host, name, "172.18.0.1")
         assert not lab.ping(host, address, container=name)
-    for host, name, *_ in ends:
+    for host, name, _ in (one, two):
         remove(stack, host, name)
     stack.clean()
 
@@ -267,9 +264,8 @@ def test_an_mtu_that_does_not_fit_is_refused_with_what_to_type(stack):
     networks = {host: network(stack, host, "mynetwork") for host in lab.hosts}
     refused = stack.up().failed()
     for host in lab.hosts:
-        assert f"{host} docker:mynetwork: docker network 'mynetwork' has an MTU of 1500, but the tunnels carry 1450" in (
-            refused
-        )
+        where = f"{host} docker:mynetwork: docker network 'mynetwork'"
+        assert f"{where} has an MTU of 1500, but the tunnels carry 1450" in refused
         assert network(stack, host, "mynetwork") == networks[host]
         assert lab.links(host).keys() == {"lo", "eth0", "docker0", f"br-{networks[host]['Id'][:12]}"}
     command = re.search(r"make it anew: (docker network create [^,]*),", refused)[1]
@@ -278,8 +274,7 @@ def test_an_mtu_that_does_not_fit_is_refused_with_what_to_type(stack):
         lab.run(host, command)
     stack.remember()
     stack.up().ok()
-    for name in ("c1", "c2"):
-        run(stack, name, "mynetwork")
+    run(stack, "c1", "c2", segment="mynetwork")
     assert reaches(stack, "h1", "c1", "172.18.0.3", mtu=1450)
     assert reaches(stack, "h2", "c2", "172.18.0.2", mtu=1450)
     stack.healthy()
@@ -292,12 +287,10 @@ def test_an_mtu_that_does_not_fit_is_refused_with_what_to_type(stack):
 # -- LXD's bridge --------------------------------------------------------------------------------
 
 
-def launch(stack, name):
+def launch(stack, row):
     """An LXD container with the network device that the outputs have to paste."""
-    row = stack.outputs()["containers"]["office"][name]
     [line] = [line for line in row["paste"].splitlines() if line.startswith("lxc config device add ")]
-    stack.lab.run(row["host"], f"lxc init busybox {name} && {line} && lxc start {name}")
-    return row
+    stack.lab.run(row["host"], f"lxc init busybox {row['name']} && {line} && lxc start {row['name']}")
 
 
 @pytest.mark.lab(hosts=2)
@@ -313,6 +306,7 @@ def test_the_bridges_of_lxd(stack):
     stack.segments["office"] = {
         "subnets": ["10.40.0.0/24"],
         "bridge": {"attach": {"lxd": "lxdbr0"}},
+        "gateway": "10.40.0.1",
         "tunnels": {"mesh": {"kind": "vxlan", "vni": 300}},
         "containers": {
             "a": {"host": "h1", "address": "10.40.0.11", "runtime": "lxd"},
@@ -320,8 +314,8 @@ def test_the_bridges_of_lxd(stack):
         },
     }
     stack.up().ok()
-    for name in ("a", "b"):
-        row = launch(stack, name)
+    for name, row in stack.outputs()["containers"]["office"].items():
+        launch(stack, row)
         assert lab.links(row["host"])["vx-office"]["master"] == "lxdbr0"
         lab.run(row["host"], f"lxc exec {name} -- ip addr add {row['address']} dev eth0")
     assert " 0% packet loss" in lab.run("h1", "lxc exec a -- ping -c 1 -W 3 -s 1422 10.40.0.12").stdout
@@ -333,12 +327,14 @@ def test_the_bridges_of_lxd(stack):
     # Ours beside LXD's is refused, with what to type.
     stack.segments["office"]["dhcp"] = {"host": "h1"}
     refused = stack.up().failed()
-    command = re.search(r"h1 dhcp-office: dnsmasq \(pid \d+\) of lxd serves lxdbr0; one of the two has to go: (.*)", refused)
-    lab.run("h1", command[1].strip())
+    taken = r"h1 dhcp-office: dnsmasq \(pid \d+\) of lxd serves lxdbr0; one of the two has to go: (.*)"
+    lab.run("h1", re.search(taken, refused)[1].strip())
     stack.up().ok()
     for host, name, address in (("h1", "a", "10.40.0.11/24"), ("h2", "b", "10.40.0.12/24")):
         lab.run(host, f"lxc exec {name} -- ip addr flush dev eth0 && lxc exec {name} -- udhcpc -n -i eth0 -O mtu")
-        assert address in lab.run(host, f"lxc exec {name} -- ip -o -4 addr show eth0").stdout
+        said = lab.run(host, f"lxc exec {name} -- sh -c 'ip -o -4 addr show eth0; ip route'").stdout
+        assert address in said
+        assert "default via 10.40.0.1 " in said
     stack.healthy()
     lab.run("h1", "lxc delete --force a")
     lab.run("h2", "lxc delete --force b")

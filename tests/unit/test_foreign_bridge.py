@@ -181,6 +181,15 @@ def test_a_bridge_that_docker_named_is_asked_for(form, line):
     assert "For BRIDGE write what this prints on h1: docker network inspect" in found
 
 
+@pytest.mark.parametrize("gateway", ["172.18.0.1", "172.18.0.9"])
+def test_a_dhcp_server_on_lxds_bridge(gateway):
+    """The gateway is that host, as LXD has it by default, or another machine."""
+    raw = stack({"attach": {"lxd": "lxdbr0"}}, containers={"web": {}}, gateway=gateway, dhcp={"host": "h1"})
+    found = planned(raw, {"app": {"web": "172.18.0.5"}}).documents["h1"]["services"]["dhcp-app"]
+    assert (found["interface"], found["addresses"]) == ("lxdbr0", {"172.18.0.1": {}})
+    assert found["router"] == gateway
+
+
 # -- the stacks of the articles ----------------------------------------------------------------
 
 
