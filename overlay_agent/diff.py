@@ -15,6 +15,8 @@ from overlay_agent.fields import RECREATE, Difference
 from overlay_agent.kinds import KINDS
 
 CREATE, SET, REMOVE = "create", "set", "remove"
+#: Of more than these it is only said how many there are: a router may have a thousand static leases.
+NAMED = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,7 @@ def summary(spec: Any) -> str:
         if isinstance(field.metadata["type"], fields.Peers):
             words.append(f"{len(value)} peer{'' if len(value) == 1 else 's'}")
         elif isinstance(value, dict):
-            words += [str(key) for key in value]
+            words += [str(key) for key in value] if len(value) <= NAMED else [f"{len(value)} {field.name}"]
         elif field.name != "mac" and value != fields.default_of(field):
             words.append(f"{fields.json_name(field.name)} {_text(value)}")
     return ", ".join(words)
