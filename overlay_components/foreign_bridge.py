@@ -358,8 +358,8 @@ class ForeignBridge:
         if not addresses.get(host):
             return
         ranges = self.made.ranges
-        # With a range Docker gives out nothing else. So no other host is in this host's network, which could not be
-        # changed, when one comes or goes, while containers are on it.
+        # Nobody's to ask for by `--ip`. (What else is reserved a service floats on; with a range Docker takes none of it.)
+        others = {other: _plain(own[0]) for other, own in addresses.items() if own and other != host}
         unguarded = [] if host in ranges else self.options.reserved
         yield (
             name,
@@ -369,7 +369,7 @@ class ForeignBridge:
                 subnets=subnets,
                 gateways={_plain(addresses[host][0]): {}},
                 ranges={ranges[host]: {}} if host in ranges else {},
-                auxiliary={f"reserved-{_plain(text)}": _plain(text) for text in unguarded},
+                auxiliary={**others, **{f"reserved-{_plain(text)}": _plain(text) for text in unguarded}},
                 mtu=size,
             ),
         )

@@ -85,7 +85,11 @@ class DockerNetworkKind(Kind):
 
     def will_do(self, found: DockerNetwork, wanted: DockerNetwork) -> set[str]:
         if wanted.create:
-            return set()
+            # Docker cannot change a network, nor make it anew while containers are on it. Outside of its range it
+            # gives out nothing by itself: so a host may come or go, and with it an address that was not to be had.
+            changed = {*found.auxiliary.values()} ^ {*wanted.auxiliary.values()}
+            apart = wanted.ranges and not any(_within(one, range_) for one in changed for range_ in wanted.ranges)
+            return {"auxiliary"} if apart else set()
         lower = {"mtu"} if found.mtu <= wanted.mtu else set()
         return {"create", "bridge", "gateways", "ranges", "auxiliary"} | lower
 
@@ -392,6 +396,10 @@ def _listed(values: Iterable[str]) -> str:
 
 def _containers(names: list[str]) -> str:
     return f"containers {', '.join(names)} are" if len(names) > 1 else f"container {names[0]} is"
+
+
+def _within(address: str, network: str) -> bool:
+    return ipaddress.ip_address(address) in ipaddress.ip_network(network)
 
 
 KIND = DockerNetworkKind()

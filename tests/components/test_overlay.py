@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import typing
 
 import pulumi
 import pytest
@@ -486,6 +485,7 @@ def test_a_docker_network_is_declared_by_hosts():
     found = run(program).document("prod-a")
     assert found["devices"].keys() == {"vx-app", "vx-ops"}
     assert found["services"]["docker:app"]["ranges"] == {"172.18.128.0/24": {}}
+    assert found["services"]["docker:app"]["auxiliary"] == {"b": "172.18.0.2"}
     assert found["services"]["guard-ops"]["addresses"] == {"172.19.0.1": {}}
 
 
@@ -524,4 +524,5 @@ def keys(model, *leave_out):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_typed_arguments_are_the_stack_files_keys(arguments, known):
-    assert {fields.json_name(name) for name in typing.get_type_hints(arguments)} == known
+    # Not get_type_hints: Pulumi's Input is a forward reference that it resolves in one module or another.
+    assert {fields.json_name(name) for name in arguments.__annotations__} == known
