@@ -358,7 +358,7 @@ class ForeignBridge:
         if not addresses.get(host):
             return
         ranges = self.made.ranges
-        # Nobody's to ask for by `--ip`. (What else is reserved a service floats on; with a range Docker takes none of it.)
+        # Nobody's to ask for by `--ip`. (What else is reserved floats; with a range Docker takes none of it.)
         others = {other: _plain(own[0]) for other, own in addresses.items() if own and other != host}
         unguarded = [] if host in ranges else self.options.reserved
         yield (

@@ -99,12 +99,19 @@ def test_networks_that_the_stack_makes(stack):
     lab = stack.lab
     with_docker(stack)
     stack.up().ok()
-    for host, gateway, range_ in (("h1", "172.18.0.1", "172.18.128.0/24"), ("h2", "172.18.0.2", "172.18.129.0/24")):
+    for host, gateway, range_, others in (
+        ("h1", "172.18.0.1", "172.18.128.0/24", {"h2": "172.18.0.2"}),
+        ("h2", "172.18.0.2", "172.18.129.0/24", {"h1": "172.18.0.1"}),
+    ):
         made = network(stack, host)
-        assert made["IPAM"]["Config"] == [{"Subnet": "172.18.0.0/16", "Gateway": gateway, "IPRange": range_}]
+        wanted = {"Subnet": "172.18.0.0/16", "Gateway": gateway, "IPRange": range_, "AuxiliaryAddresses": others}
+        assert made["IPAM"]["Config"] == [wanted]
         assert made["Options"]["com.docker.network.driver.mtu"] == "1450"
         assert lab.links(host)["br-vxlan-net"]["linkinfo"]["info_kind"] == "bridge"
         assert lab.links(host)["vxlan-demo"]["master"] == "br-vxlan-net"
+
+    taken = f"docker run --rm --network {NET} --ip 172.18.0.2 busybox true"
+    assert "Address already in use" in lab.run("h1", taken, check=False).stderr, "it is the other host's"
 
     # The article's containers, as the outputs have them to paste; and one a host that asks for no address.
     rows = run(stack, "c1", "c2")
