@@ -168,7 +168,6 @@ def _objects(raw: Mapping[str, Any], group: str, names: fields.Type, errors: lis
     if not isinstance(objects, dict):
         errors.append(f"document.{group}: {objects!r} is not an object; {group} stand in it by name")
         return specs
-    known = sorted(name for name, kind in KINDS.items() if kind.group == group)
     for name, value in sorted(objects.items()):
         wrong = names.check(name)
         kind = value.get("kind") if isinstance(value, dict) else None
@@ -176,7 +175,8 @@ def _objects(raw: Mapping[str, Any], group: str, names: fields.Type, errors: lis
             errors.append(f"{group}: {wrong}")
         elif not isinstance(value, dict):
             errors.append(f"{name}: {value!r} is not an object")
-        elif not isinstance(kind, str) or kind not in known:
+        elif not isinstance(kind, str) or kind not in KINDS or KINDS[kind].group != group:
+            known = sorted(one for one, its in KINDS.items() if its.group == group)
             errors.append(f"{name}.kind: {kind!r} is not one of {', '.join(known)}, which this agent knows")
         else:
             spec = fields.from_json(KINDS[kind].spec, name, value, errors)

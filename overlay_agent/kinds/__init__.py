@@ -1,26 +1,42 @@
-"""The registry of kinds: a new kind is a file beside this one and a line here."""
+"""The registry of kinds: a new kind is a file beside this one and a name here."""
 
 from __future__ import annotations
 
-from overlay_agent.kinds import (
-    bridge,
-    dnsmasq,
-    docker_network,
-    firewall,
-    forwarding,
-    gateway_guard,
-    nat,
-    routes,
-    vrrp,
-    vxlan,
-)
+import importlib
+from collections.abc import Iterator, Mapping
+
 from overlay_agent.kinds.base import DEVICES, SERVICES, Device, DeviceKind, Kind, Listens, Passes, Spec, typed
 
-KINDS: dict[str, Kind] = {
-    module.KIND.name: module.KIND
-    for module in (
-        bridge, docker_network, gateway_guard, vxlan, forwarding, routes, nat, vrrp, dnsmasq, firewall,
-    )
-}  # fmt: skip
+#: What documents call them; a hyphen is an underscore in the file's name.
+_NAMES = (
+    "bridge", "docker-network", "gateway-guard", "vxlan", "forwarding", "routes", "nat", "vrrp", "dnsmasq", "firewall",
+)  # fmt: skip
+
+
+class _Kinds(Mapping[str, Kind]):
+    """Each is loaded when it is first asked for: a host has a few of them, and each costs the agent's start 1 ms."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Kind] = {}
+
+    def __getitem__(self, name: str) -> Kind:
+        if name not in self._loaded:
+            if name not in _NAMES:
+                raise KeyError(name)
+            module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+            self._loaded[name] = module.KIND
+        return self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in _NAMES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_NAMES)
+
+    def __len__(self) -> int:
+        return len(_NAMES)
+
+
+KINDS: Mapping[str, Kind] = _Kinds()
 
 __all__ = ["DEVICES", "KINDS", "SERVICES", "Device", "DeviceKind", "Kind", "Listens", "Passes", "Spec", "typed"]

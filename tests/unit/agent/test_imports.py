@@ -48,8 +48,9 @@ def test_what_the_program_uses_of_it_loads_no_netlink():
 def test_a_quiet_apply_loads_nothing_that_it_does_not_need():
     code = (
         "import sys; from overlay_agent import document, guard, host, store;"
-        "print([m for m in ('pathlib', 'shutil', 'hashlib', 'tempfile', 'overlay_agent.nft')"
-        " if m in sys.modules])"
+        "document.KINDS['bridge'], document.KINDS['vxlan'];"
+        "print([m for m in ('pathlib', 'shutil', 'hashlib', 'tempfile', 'overlay_agent.nft', 'overlay_agent.daemon',"
+        " 'overlay_agent.kinds.dnsmasq', 'overlay_agent.kinds.nat') if m in sys.modules])"
     )
     paths = [str(ROOT.parent), *[p for p in sys.path if p.endswith("site-packages")]]
     path = f"import sys; sys.path[:0] = {paths!r};"
