@@ -115,7 +115,8 @@ def _range_lines(spec: Dnsmasq, subnet: str) -> list[str]:
 
 
 def _option_lines(spec: Dnsmasq) -> list[str]:
-    lines = [f"dhcp-option=option:mtu,{spec.mtu}"]
+    # Not every client asks for it (udhcpc does not), and a wrong one loses large packets without a word.
+    lines = [f"dhcp-option-force=option:mtu,{spec.mtu}"]
     for subnet in (subnet for subnet in _sorted(spec.subnets) if ":" not in subnet):
         network = ipaddress.ip_network(subnet)
         here = [spec.router] if spec.router and ipaddress.ip_address(spec.router) in network else []
@@ -278,6 +279,7 @@ _READERS: dict[str, Any] = {
     "domain": _value("domain"),
     "dhcp-range": _read_range,
     "dhcp-option": _read_option,
+    "dhcp-option-force": _read_option,
     "enable-ra": _value("ra", lambda _: True),
     "ra-param": _read_ra,
 }

@@ -181,7 +181,7 @@ def neighbours(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str,
 def start_lxc(row: Mapping[str, Any]) -> None:
     """A real container of the plan, with its network as the snippet says it and a DHCP client in it."""
     snippet = f"overlay snippet {row['name']} --stack {STACK}"
-    make = f"python -m lab lxc --name {NAME} {row['host']} {row['name']} --start 'udhcpc -i eth0 -O mtu &'"
+    make = f"python -m lab lxc --name {NAME} {row['host']} {row['name']} --start 'udhcpc -i eth0 &'"
     run(f"{snippet} | {make}", argv=["bash", "-euo", "pipefail", "-c", f"{snippet} | {make}"])
 
 

@@ -23,7 +23,7 @@ class Echo(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 http.server.HTTPServer(("", 9000), Echo).serve_forever()
 """
-LXC_DHCP = "udhcpc -i eth0 -O mtu &"
+LXC_DHCP = "udhcpc -i eth0 &"
 
 
 def outside(lab, host):

@@ -120,7 +120,7 @@ def until(check):
 def test_what_a_container_with_a_static_lease_is_told(host, tmp_path):
     host.apply(wanted(routes={"10.20.0.0/16": "10.10.0.2"}, options={"ntp-server": "10.10.0.7", "option6:24": "x.org"}))
     web = Container(host, "web", WEB)
-    told = web.udhcpc(tmp_path, "-O", "mtu", "-O", "staticroutes", "-O", "ntpsrv")
+    told = web.udhcpc(tmp_path, "-O", "staticroutes", "-O", "ntpsrv")
     wish = {
         "ip": "10.10.0.11", "mask": "24", "mtu": "1400", "router": "10.10.0.1", "domain": "app.example",
         "dns": "10.10.0.1", "ntpsrv": "10.10.0.7", "lease": "3600",
