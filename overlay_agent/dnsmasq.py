@@ -360,7 +360,7 @@ def _clash(program_: sockets.Program | None, ways: str, interface: str) -> str:
     if program_ is None:
         return f"{ways} of {interface} taken by a program that cannot be seen from here; find and stop it"
     words = " ".join(program_.words)
-    whose = f"{program_.name} (pid {program_.pid})"
+    whose = str(program_)
     for manager, command in (("incus", "incus"), ("lxd", "lxc")):
         if program_.name == "dnsmasq" and f"--interface={interface} " in words and manager in words:
             # It goes only with the first three (LXD's UsesDNSMasq); LXD 5.0 keeps it even then, so it is told to

@@ -8,13 +8,14 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h, net/tcp_states.h
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _INET_DIAG_SKV6ONLY = 4, 20, 11
 _NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
+PROTOCOLS = {"udp": socket.IPPROTO_UDP, "tcp": socket.IPPROTO_TCP}
 #: Of UDP sockets those without a peer, of TCP sockets those that listen.
 _STATES = {socket.IPPROTO_UDP: 1 << 7, socket.IPPROTO_TCP: 1 << 10}
 
@@ -36,21 +37,29 @@ class Socket:
             return (":" in address) == (":" in self.address) or (":" in self.address and not self.only6)
         return ipaddress.ip_address(self.address) == ipaddress.ip_address(address)
 
+    def is_reached_by(self, versions: Collection[int]) -> bool:
+        """Whether others can send to it by one of these IP versions."""
+        where = ipaddress.ip_address(self.address)
+        where = getattr(where, "ipv4_mapped", None) or where
+        takes = {4, 6} if self.address == "::" and not self.only6 else {where.version}
+        return not takes.isdisjoint(versions) and not where.is_loopback
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A process that has such a socket."""
 
     pid: int
+    name: str
     words: tuple[str, ...]
 
-    @property
-    def name(self) -> str:
-        return os.path.basename(self.words[0])
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid})"
 
 
-def listening(protocol: int, port: int) -> list[Socket]:
-    """The sockets of IPPROTO_UDP or IPPROTO_TCP on that port, of both IP versions."""
+def listening(protocol: int, low: int, high: int | None = None) -> list[Socket]:
+    """The sockets of IPPROTO_UDP or IPPROTO_TCP on that port, or on those from `low` to `high`, of both
+    IP versions."""
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
         request = struct.pack("=BBBxI", family, protocol, 0, _STATES[protocol]) + bytes(48)
@@ -59,8 +68,8 @@ def listening(protocol: int, port: int) -> list[Socket]:
             (device,) = struct.unpack_from("=I", body, 40)
             (inode,) = struct.unpack_from("=I", body, 68)
             address = socket.inet_ntop(family, body[8 : 8 + (4 if family == socket.AF_INET else 16)])
-            if sport == port:
-                found.append(Socket(address, port, device, inode, _only6(body)))
+            if low <= sport <= (high or low):
+                found.append(Socket(address, sport, device, inode, _only6(body)))
     return found
 
 
@@ -90,10 +99,14 @@ def owner(sock: Socket) -> Program | None:
     """The process that has the socket; None where it cannot be told (another container's)."""
     for name in os.listdir("/proc"):
         if name.isdigit() and sock.inode in inodes(int(name)):
-            with suppress(OSError), open(f"/proc/{name}/cmdline", encoding="utf-8", errors="replace") as file:
-                words = file.read().split("\0")[:-1]
-                return Program(int(name), tuple(words)) if words else None
+            with suppress(OSError):
+                return Program(int(name), _text(name, "comm").strip(), tuple(_text(name, "cmdline").split("\0")[:-1]))
     return None
+
+
+def _text(pid: str, file: str) -> str:
+    with open(f"/proc/{pid}/{file}", encoding="utf-8", errors="replace") as opened:
+        return opened.read()
 
 
 def _dump(request: bytes) -> Iterator[bytes]:

@@ -458,17 +458,20 @@ def _taken(spec: Nat, whose: str, one: Nat) -> list[str]:
 
 def _listened(spec: Nat, new: list[str]) -> list[str]:
     """The programs of this host that a new forward would cut off."""
-    from overlay_agent import listening  # noqa: PLC0415 - only where there is a new forward
+    from overlay_agent import sockets  # noqa: PLC0415 - only where there is a new forward
 
     out = []
     for listen in sorted(new):
         protocol, _, ports = listen.partition("/")
         target = spec.forwards[listen]
         versions = {ipaddress.ip_address(target[key]).version for key in ("address", "address6") if key in target}
+        found = sockets.listening(sockets.PROTOCOLS[protocol], *_span(ports))
+        whose = [(one.port, sockets.owner(one)) for one in found if one.is_reached_by(versions)]
         out += [
-            f"forwards {listen}: {one} listens on {protocol} {one.port} of this host, and would be cut off; take "
-            "another port, or stop it"
-            for one in listening.programs(protocol, *_span(ports), versions)
+            f"forwards {listen}: {program or 'a program that is not seen from here'} listens on {protocol} {port} of "
+            "this host, and would be cut off; take another port, or stop it"
+            # A program with a socket for each address is one program.
+            for port, program in sorted(dict.fromkeys(whose), key=str)
         ]
     return out
 
