@@ -167,6 +167,13 @@ def test_somebodys_rules_stay(host):
     assert saved(host) == before
 
 
+def test_from_where_one_is_routed_one_may_come_in(host):
+    host.apply(wanted({"nat": {**NAT["nat"], "routed": {"10.20.0.0/24": {}}}}))
+    ours = [line for line in saved(host) if "overlay:p/s/nat" in line]
+    assert sum(" ! -i br-app -o br-app " in line for line in ours) == 2, ours
+    assert host.agent("check").report == {"drift": []}
+
+
 def test_the_rules_go_along_to_another_bridge(host):
     host.apply(wanted())
     moved = wanted({"nat": {**NAT["nat"], "interface": "br-b"}})

@@ -155,6 +155,21 @@ def test_what_explain_says_makes_the_same(host):
     assert host.apply(wanted).lines == ["a: nothing to do, 2 objects as declared (first document)"]
 
 
+def test_what_is_routed_is_not_translated(place):
+    host, outside, c5, c6 = place
+    outside.run("ip route add 10.10.0.0/24 via 198.18.0.11")
+    outside.run("ip -6 route add fd00::/64 via 2001:db8::11")
+    host.apply(with_nat(masquerade=BOTH, routed={"198.18.0.0/24": {}}, publicAddresses=PUBLIC))
+    assert c5.ask("198.18.0.99", "tcp/90") == "outside tcp/90 10.10.0.5"
+    assert c6.ask("198.18.0.99", "tcp/90") == "outside tcp/90 10.10.0.6", "nor to its public address"
+    assert c5.ask("2001:db8::99", "tcp/90") == "outside tcp/90 2001:db8::11"
+    assert outside.ask("10.10.0.5", "tcp/80") == "c5 tcp/80 198.18.0.99"
+    host.run("nft", "flush", "chain", "inet", table(host), "postrouting")
+    assert "nat: lacks routed 198.18.0.0/24" in host.agent("check", code=2).report["drift"]
+    host.apply(with_nat(masquerade=BOTH, routed={"198.18.0.0/24": {}}, publicAddresses=PUBLIC))
+    assert c5.ask("198.18.0.99", "udp/90") == "outside udp/90 10.10.0.5"
+
+
 #: What somebody does by hand ({t}: the table; {0}, {1}, …: handles of the rules in the chain that stands before), what
 #: `check` says of it. All is mended by `apply`.
 DRIFT = {
@@ -298,8 +313,10 @@ def one(listen="tcp/80", **target):
 
 
 WRONG = [
-    ({}, ("nat.interface: nothing is translated for br-app; give masquerade, forwards or publicAddresses, or leave the "
-         "service out")),
+    ({}, ("nat.interface: nothing is translated for br-app; give masquerade, routed, forwards or publicAddresses, or "
+         "leave the service out")),
+    ({"routed": {"10.20.0.0/16": {}, "10.20.1.0/24": {}}},
+     "nat.routed: 10.20.0.0/16 and 10.20.1.0/24 overlap; give each address once"),
     (one("tcp/0"), "nat.forwards tcp/0: 0 is not within 1 to 65535"),
     (one("tcp/80-65536"), "nat.forwards tcp/80-65536: 80-65536 is not within 1 to 65535"),
     (one("tcp/90-80"), "nat.forwards tcp/90-80: 90-80 goes backwards; write 80-90"),
@@ -469,8 +486,8 @@ def test_a_host_without_nft(host, tmp_path):
     (tmp_path / "bin").mkdir()
     assert host.apply(with_nat(**FULL), code=1, PATH=str(tmp_path / "bin")).lines == [
         (
-            "a nat: nft is not on this host; install the package nftables, or leave out masquerade, forwards and "
-            "publicAddresses"
+            "a nat: nft is not on this host; install the package nftables, or leave out masquerade, routes, forwards "
+            "and publicAddresses"
         ),
         "nothing was changed",
     ]
