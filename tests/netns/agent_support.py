@@ -290,11 +290,12 @@ def container(host, name, bridge, *addresses, gateways=()):
 
 
 def kill_at_each_point(new_host, scope, prepare, go, look):
-    """Kills the agent at its first point, the second, … until it gets through: each time on a new host
-    that `prepare(host)` made ready. `scope`: "" kills the worker, and its guard undoes; ":all" kills
-    both, and `restore` does. Asserts that what `look(host)` sees and the store are as before, or, where
-    all was done, that nothing has drifted; then that `go` does it. Returns how many points there were."""
-    for point in range(1, 200):
+    """Kills the agent at one point after another until it gets through, each time on a new host that
+    `prepare(host)` made ready. `scope`: "" kills the worker at the first, third, … point, and its guard
+    undoes; ":all" kills both at the second, fourth, …, and `restore` does. Asserts that what `look(host)`
+    sees and the store are as before, or, where all was done, that nothing has drifted; then that `go` does
+    it. Returns at least how many points there were."""
+    for point in range(2 if scope else 1, 200, 2):
         host = new_host()
         try:
             prepare(host)

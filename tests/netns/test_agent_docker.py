@@ -329,7 +329,7 @@ def test_dockers_own_sentence(docked):
 
 PARTS = {
     "bridge": "br-two", "mtu": 1400, "gateways": {"10.10.0.5": {}}, "ranges": {"10.10.0.64/26": {}},
-    "auxiliary": {"c": "10.10.0.3"}, "subnets": {"10.10.0.0/25": {}},
+    "auxiliary": {"b": "10.10.0.130"}, "subnets": {"10.10.0.0/25": {}},
 }  # fmt: skip
 
 

@@ -297,4 +297,4 @@ def test_a_mended_uplink_is_undone_too(new_host, scope):
             assert "undone" in host.agent("restore").err
             assert get(host, ACCEPT_RA) == "2"
         else:
-            assert kill_at_each_point(new_host, scope, prepare, go, values) == 3
+            assert kill_at_each_point(new_host, scope, prepare, go, values) >= 3
