@@ -51,8 +51,9 @@ def machine() -> dict[str, object]:
         "netns": sorted(path.name for path in Path("/run/netns").glob("*")),
         "hostname": os.uname().nodename,
     }
-    if not _sysctl.users():  # somebody else's lab may be up on this machine
-        found["sysctls"] = {name: Path("/proc/sys", name).read_text() for name in _sysctl.WANTED}
+    with _sysctl._locked() as record:  # another lab may be up, come up now, or have died without putting them back
+        if not record["users"] and not record["old"]:
+            found["sysctls"] = {name: Path("/proc/sys", name).read_text() for name in _sysctl.WANTED}
     return found
 
 
