@@ -198,7 +198,7 @@ class Vm:
         if not self.systemd:
             kernel += " init=/usr/local/sbin/lab-init"
         argv = ["setpriv", "--pdeathsig", "KILL", "--", QEMU]  # a killed test leaves no guest behind
-        argv += ["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(self.memory)]
+        argv += ["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", str(self.memory)]
         argv += ["-nodefaults", "-display", "none", "-serial", f"file:{folder}/console"]
         argv += ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
         argv += ["-kernel", str(image / "kernel"), "-initrd", str(image / "initrd"), "-append", kernel]

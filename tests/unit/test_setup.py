@@ -278,8 +278,8 @@ def test_a_vm_image_that_cannot_be_made_is_said_and_no_more(setup, tmp_path, mon
     image_maker(setup, tmp_path, monkeypatch, "import sys\nprint('mmdebstrap ended with 25')\nsys.exit(1)\n")
     with setup.vm_image():
         pass
-    said = "setup: the VM lab's image could not be made; the tests that need it will fail:\n    mmdebstrap ended with 25\n"
-    assert capsys.readouterr().out == said
+    said = "the VM lab's image could not be made; the tests that need it will fail:\n    mmdebstrap ended with 25\n"
+    assert capsys.readouterr().out == f"setup: {said}"
 
 
 def test_no_vm_image_for_those_who_may_not_make_one(setup, tmp_path, monkeypatch):
