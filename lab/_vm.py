@@ -34,6 +34,7 @@ Command = str | Sequence[str]
 QEMU = "qemu-system-x86_64"
 _PATIENCE = 600.0  # s, for a boot: it takes 10 to 30, but 140 were seen on a machine with much else to do
 _LISTENS = b"Server listening on"  # sshd, on the guest's console
+_PREFIX = "overlay-vm-"
 _PYTHON = "/usr/bin/python3"
 _ALIVE = ["-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=12"]
 
@@ -75,12 +76,15 @@ class Vm:
         self._qemu: subprocess.Popen[bytes] | None = None
         self._master: subprocess.Popen[bytes] | None = None
         self._port = 0
+        self._lock: int | None = None  # held while the folder is in use
 
     def __enter__(self) -> Vm:  # noqa: PYI034  (Self is from 3.11)
         """Boot."""
         if reason := why_not():
             raise LabError(reason)
-        self._folder = Path(tempfile.mkdtemp(prefix="overlay-vm-"))
+        _sweep()
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._lock = _locked(self._folder)
         try:
             self._start()
             self._wait()
@@ -107,6 +111,9 @@ class Vm:
             self._qemu = None
         if self._folder != Path():
             shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     # ---- what runs in it
 
@@ -301,6 +308,26 @@ class Vm:
         for name, place in places.items():
             lines.append(f"mkdir -p {place}; test ! -e /opt/lab/{name} || mount --bind /opt/lab/{name} {place}")
         self.run("set -e; " + "; ".join(lines))
+
+
+def _locked(folder: Path) -> int | None:
+    """The lock on a folder, which ends with its process; None where another process has it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _sweep() -> None:
+    """Remove the folders that killed processes have left; their guests went with them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > 60 and (handle := _locked(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(handle)
 
 
 def _real(name: str) -> Path:
