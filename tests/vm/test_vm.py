@@ -66,7 +66,12 @@ print("the lab works")
 
 
 def test_a_killed_test_leaves_no_guest():
-    code = "from lab import Vm\nwith Vm(programs=False) as vm:\n    print(vm._qemu.pid, vm._folder, flush=True)\n    input()"
+    code = (
+        "from lab import Vm\n"
+        "with Vm(programs=False) as vm:\n"
+        "    print(vm._qemu.pid, vm._folder, flush=True)\n"
+        "    input()\n"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                cwd=_vm.CHECKOUT)  # fmt: skip
     pid, folder = process.stdout.readline().split()
