@@ -34,7 +34,7 @@ Command = str | Sequence[str]
 QEMU = "qemu-system-x86_64"
 _PATIENCE = 600.0  # s, for a boot: it takes 10 to 30, but 140 were seen on a machine with much else to do
 _LISTENS = b"Server listening on"  # sshd, on the guest's console
-_PREFIX = "overlay-vm-"
+_PREFIX = "overlay-lab-vm-"
 _PYTHON = "/usr/bin/python3"
 _ALIVE = ["-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=12"]
 
