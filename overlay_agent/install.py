@@ -179,11 +179,13 @@ def _put_in_place() -> str:
                 if name.endswith(".py"):
                     py_compile.compile(os.path.join(temporary, name), dfile=os.path.join(folder, name), doraise=True)
             _readable(temporary)
+            _to_disk(temporary)
             if os.path.isdir(folder):
                 shutil.rmtree(folder)
             os.rename(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+    _sync(LIBRARY)
     os.makedirs(os.path.dirname(COMMAND), exist_ok=True)
     # Not its real path: /usr/bin/python3 survives an upgrade of the system, python3.11 does not.
     _write(COMMAND, LAUNCHER.format(python=sys.executable, folder=folder), 0o755)
@@ -235,12 +237,31 @@ def _readable(folder: str) -> None:
     os.chmod(folder, 0o755)  # noqa: S103 - the command is started by whoever may use sudo
 
 
+def _to_disk(folder: str) -> None:
+    """Has the files outlast a loss of power: without, they come back empty, and nothing restores the host."""
+    for root, _, files in os.walk(folder):
+        for path in [*(os.path.join(root, name) for name in files), root]:
+            _sync(path)
+
+
+def _sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _write(path: str, text: str, mode: int) -> None:
+    """Writes the file whole or not at all, also where the power is lost a moment later."""
     temporary = f"{path}.new"
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.chmod(temporary, mode)
     os.rename(temporary, path)
+    _sync(os.path.dirname(path))
 
 
 def _systemctl(*arguments: str) -> None:
