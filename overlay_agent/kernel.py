@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 from overlay_agent.errors import KernelError
+from overlay_agent.secrets import Secrets
 
 
 def _prepare_pyroute2() -> None:
@@ -140,6 +141,8 @@ class Kernel:
 
     def __init__(self, after_request: Callable[[], None] | None = None) -> None:
         self.after_request = after_request
+        #: The secret values of the stack at hand; none until whoever knows the stack sets it.
+        self.secrets = Secrets()
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._socket.bind((0, 0))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
