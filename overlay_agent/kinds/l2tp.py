@@ -177,13 +177,13 @@ class L2tpKind(DeviceKind):
 
     def find(self, kernel: Kernel, name: str, mark: str) -> L2tp | None:
         if name in kernel.links:
-            found: L2tp | None = super().find(kernel, name, mark)
-            return found
+            its: L2tp | None = super().find(kernel, name, mark)
+            return its
         tunnel, was = self._half_made(kernel, name, mark)
         if not tunnel:
             return None
-        nothing: Any = {"session_id": None, "peer_session_id": None}
-        return dataclasses.replace(was, **_tunnel_fields(tunnel.data), **nothing)
+        half: L2tp = dataclasses.replace(was, **_tunnel_fields(tunnel.data), session_id=None, peer_session_id=None)
+        return half
 
     def _half_made(self, kernel: Kernel, name: str, mark: str) -> tuple[Any, Any]:
         """The tunnel that is there without its session's device, and the spec it was made by; (None, None)
@@ -266,7 +266,7 @@ class L2tpKind(DeviceKind):
         with _Hint(spec):
             what = f"{name}: create tunnel {spec.tunnel_id}"
             family.change(what, l2tp.TUNNEL_CREATE, self.tunnel_attributes(spec))
-            if spec.session_id is None:  # an undo of what was half made
+            if not spec.session_id:  # an undo of what was half made
                 l2tp.look(kernel)
                 return
             what = f"{name}: create session {spec.session_id} in tunnel {spec.tunnel_id}"
@@ -274,8 +274,8 @@ class L2tpKind(DeviceKind):
         link = kernel.reread(name)
         l2tp.look(kernel)
         kernel.set_label(name, mark, link_local=spec.link_local)
-        made = {"mtu": link.mtu, "mac": link.mac} if link else {}
-        self.change_rest(kernel, name, spec, self.spec(**made, link_local=spec.link_local, up=False))
+        made: Any = {"mtu": link.mtu, "mac": link.mac} if link else {}
+        self.change_rest(kernel, name, spec, L2tp(**made, link_local=spec.link_local, up=False))
 
     def change(self, kernel: Kernel, name: str, spec: L2tp, found: L2tp, mark: str) -> None:
         if spec.sequencing != found.sequencing:
