@@ -126,7 +126,7 @@ _DROP = "add table ip filter; add chain ip filter INPUT { type filter hook input
 DROPS = {
     "the nftables chain ip filter INPUT": _DROP,
     "ufw": f"{_DROP}; add chain ip filter ufw-user-input",
-    "firewalld": "add table inet firewalld; add chain inet firewalld filter_INPUT { type filter hook input priority 10; }",
+    "firewalld": "add table inet firewalld; add chain inet firewalld in { type filter hook input priority 10; }",
 }
 _BEFORE = "sed -i '/^COMMIT/i -A ufw-before-input -p 115 -s 198.18.0.12 -j ACCEPT' /etc/ufw/before.rules; ufw reload"
 _RICH = (

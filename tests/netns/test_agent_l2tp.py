@@ -61,7 +61,7 @@ OTHER = {
     "t4": l2tp(4, cookie=LONG, peerCookie=SHORT),
     "t5": in_ip(5),
     "t6": l2tp(6, local="2001:db8::21", remote="2001:db8::22", udpChecksum=False),
-    "t7": in_ip(7, peerSessionId=4107),
+    "t7": in_ip(7, **SIX, peerSessionId=4107),
     "t8": l2tp(8, sequencing=True),
 }
 DRIFT = [
@@ -91,6 +91,7 @@ def test_every_field_is_set_and_read_and_mended(host):
     host.apply(document(br_app=bridge(), **{**BEFORE, "t1": l2tp(1, bridge="br-app")}))
     first, index = state(host), host.index("t8")
     assert "Session 3001 in tunnel 1001\n  Peer session 4001, tunnel 2001\n  interface name: t1\n" in first["tunnels"]
+    send(host)  # what no document refers to is gone
     # By hand: away with them, and the others in their place.
     script = host.agent("explain", document=document(**OTHER)).out
     away = "".join(f"ip l2tp del session tunnel_id {1000 + n} session_id {3000 + n}\n" for n in range(1, 9))
@@ -101,6 +102,7 @@ def test_every_field_is_set_and_read_and_mended(host):
     assert [line for line in mended.lines if "recreated" not in line] == ["t8: sequencing on -> off"]
     assert state(host) == first
     # By document.
+    send(host)
     index = host.index("t8")
     host.apply(document(br_app=bridge(), **OTHER))
     assert host.index("t8") == index
@@ -122,7 +124,7 @@ def test_what_is_half_made_is_repaired_and_what_is_renamed_comes_back(host):
     host.run("ip link add c0 type veth peer name c1")
     first = state(host)
     host.run("ip l2tp del session tunnel_id 1001 session_id 3001")
-    host.run("ip link set t2 name other")
+    host.run("sh", "-ec", "ip link set t2 down; ip link set t2 name other; ip link set other up")
     host.run("sh", "-ec", "ip l2tp del session tunnel_id 1003 session_id 3003; ip l2tp del tunnel tunnel_id 1003")
     assert host.agent("check", code=2).report["drift"] == [
         "other: is there and should not be",
@@ -210,8 +212,6 @@ ip address add 10.10.0.2/24 dev superbr0
 def test_with_an_end_typed_by_hand(new_host):
     a, b = new_host(), new_host()
     wire(a, b)
-    for host in (a, b):
-        send(host)
     b.run("sh", "-ec", HAND)
     assert b.link("l2tpeth0")["mtu"] == 1446
     tunnel = l2tp(0, bridge="br-app", mtu=1446)
@@ -220,6 +220,8 @@ def test_with_an_end_typed_by_hand(new_host):
     a.run("ping -c 1 -W 5 -M do -s 1418 10.10.0.2")
     b.run("ping -c 1 -W 5 -M do -s 1418 10.10.0.1")
     # More tunnels to the same peer: the first one loses nothing.
+    for host in (a, b):
+        send(host)
     ping = a.popen("ping", "-i", "0.005", "-c", "1000", "-q", "10.10.0.2", stdout=subprocess.PIPE, text=True)
 
     def more(side, **swapped):
