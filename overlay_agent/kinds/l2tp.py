@@ -312,6 +312,9 @@ class L2tpKind(DeviceKind):
             kernel.generic(l2tp.KIND).change(what, l2tp.SESSION_MODIFY, ids + _sequencing(spec))
         super().change(kernel, name, spec, found, mark)
 
+    def removal(self, kernel: Kernel, name: str) -> str:
+        return f"ip l2tp del tunnel tunnel_id {kernel.links[name].data['CONN_ID']}"
+
     def delete(self, kernel: Kernel, name: str, mark: str) -> None:
         link = kernel.links.get(name)
         if link and link.kind == self.name:

@@ -157,11 +157,12 @@ def test_what_others_have_is_refused(host):
         "(ip l2tp show tunnel lists them)"
     )
     program = Node(host, "host").answer("udp/6004")
+    named_so = "a device of that name (l2tp) is there and is not ours; give ours another name (ifname, or bridge.name)"
     named = f"python3 (pid {program.pid}); stop that, or set another (ports)"
     done = host.apply(
         document(
             t1=l2tp(1), t2=l2tp(2), t3=in_ip(3), t4=l2tp(4), t5=l2tp(5, cookie=THREE), t6=l2tp(6, mtu=1460),
-            t7=l2tp(7, tunnelId=1006, localPort=6006),
+            t7=l2tp(7, tunnelId=1006, localPort=6006), theirs=l2tp(8),
         ),
         code=1,
     )  # fmt: skip
@@ -174,6 +175,7 @@ def test_what_others_have_is_refused(host):
         "a t6: mtu 1460 needs an underlay of 1514, but u0 has 1500; set hosts.a.mtu: 1500",
         "a t6: tunnel id 1006 is t7's, too; give each its own (tunnelIds)",
         "a t6: UDP port 6006 of 198.18.0.11 is t7's, too; give each its own (ports)",
+        f"a theirs: {named_so}, or remove that one: ip l2tp del tunnel tunnel_id 7",
         "nothing was changed",
     ]
     assert tunnels(host) == before
