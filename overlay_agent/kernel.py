@@ -19,9 +19,12 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from overlay_agent.errors import KernelError
+
+if TYPE_CHECKING:
+    from overlay_agent.genl import Family
 
 
 def _prepare_pyroute2() -> None:
@@ -130,23 +133,115 @@ class Route:
     text: str
 
 
-class Kernel:
-    """One netlink socket in the current network namespace.
+class Netlink:
+    """One netlink socket in the current network namespace. `after_request` is called after each request
+    that changes something (tests kill the agent there)."""
 
-    `links` holds every device, read once by `refresh` and kept up to date by the requests of this
-    object. `after_request` is called after each request that changes something (tests kill the
-    agent there).
-    """
-
-    def __init__(self, after_request: Callable[[], None] | None = None) -> None:
+    def __init__(self, protocol: int, after_request: Callable[[], None] | None = None) -> None:
         self.after_request = after_request
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
         self._socket.bind((0, 0))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
             with suppress(OSError):  # before Linux 4.20: errors without a sentence, dumps unfiltered
                 self._socket.setsockopt(SOL_NETLINK, option, 1)
         self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def reached(self) -> None:
+        """Marks the end of a request that changed something."""
+        if self.after_request:
+            self.after_request()
+
+    def _change(self, what: str, type_: int, messages: list[Any], flags: int = 0) -> None:
+        # A test that kills the agent after each request needs them one by one.
+        size = 1 if self.after_request else BATCH
+        for start in range(0, len(messages), size):
+            self._exchange(what, type_, messages[start : start + size], NLM_F_ACK | flags)
+            self.reached()
+
+    def _dump(self, type_: int, message: Any) -> Iterator[Any]:
+        return (_decoded(type(message), body) for body in self._dump_raw(type_, message))
+
+    def _dump_raw(self, type_: int, message: Any) -> list[bytes]:
+        for _ in range(5):
+            found, interrupted = [], False
+            self._send(type_, [message], NLM_F_DUMP)
+            for answer_type, flags, body in self._answers():
+                interrupted |= bool(flags & NLM_F_DUMP_INTR)
+                if answer_type == NLMSG_DONE:
+                    break
+                if answer_type == NLMSG_ERROR:
+                    _raise(f"dump {type_}", body)
+                found.append(body)
+            if not interrupted:
+                return found
+        raise KernelError(f"dump {type_}", errno.EINTR, "the table changed at each of 5 attempts to read it; try again")
+
+    def _exchange(self, what: str, type_: int, messages: list[Any], flags: int) -> list[Any]:
+        """Sends requests together and reads the answer to each. Raises the first refusal, after
+        all answers were read, so that the socket is in step again."""
+        first = self._sequence + 1
+        self._send(type_, messages, flags)
+        refusal: KernelError | None = None
+        found: list[Any] = []
+        waiting = set(range(first, first + len(messages)))
+        answers = self._answers(with_sequence=True)
+        while waiting:
+            answer_type, sequence, body = next(answers)
+            waiting.discard(sequence)
+            if answer_type == NLMSG_ERROR:
+                try:
+                    _raise(what, body)
+                except KernelError as error:
+                    refusal = refusal or error
+            else:
+                found.append(_decoded(type(messages[0]), body))
+        if refusal:
+            raise refusal
+        return found
+
+    def _send(self, type_: int, messages: list[Any], flags: int) -> None:
+        out = bytearray()
+        for message in messages:
+            self._sequence += 1
+            if isinstance(message, bytes):
+                head = (16 + len(message), type_, NLM_F_REQUEST | flags, self._sequence, 0)
+                out += struct.pack("=IHHII", *head) + message
+                continue
+            message["header"] = {
+                "type": type_,
+                "flags": NLM_F_REQUEST | flags,
+                "sequence_number": self._sequence,
+                "pid": 0,
+            }
+            message.reset()
+            message.encode()
+            out += message.data
+        self._socket.send(out)
+
+    def _answers(self, with_sequence: bool = False) -> Iterator[tuple[int, int, bytes]]:
+        while True:
+            data = self._socket.recv(1 << 18)
+            offset = 0
+            while offset < len(data):
+                length, type_, flags, sequence = struct.unpack_from("=IHHI", data, offset)
+                yield type_, sequence if with_sequence else flags, data[offset : offset + length]
+                offset += (length + 3) & ~3
+
+
+class Kernel(Netlink):
+    """Devices, addresses, forwarding entries and routes of the current network namespace.
+
+    `links` holds every device, read once by `refresh` and kept up to date by the requests of this
+    object.
+    """
+
+    def __init__(self, after_request: Callable[[], None] | None = None) -> None:
+        super().__init__(socket.NETLINK_ROUTE, after_request)
+        self._generic: dict[str, Any] = {}
         self.links: dict[str, Link] = {}
         self.name_of: dict[int, str] = {}
         self.index_of: dict[str, int] = {}
@@ -157,7 +252,18 @@ class Kernel:
         self.refresh()
 
     def close(self) -> None:
-        self._socket.close()
+        super().close()
+        for family in self._generic.values():
+            family.close()
+
+    def generic(self, name: str) -> Family:
+        """The family of generic netlink of that name, as genl.FAMILIES has it. Raises KernelError where its module
+        is not loaded."""
+        from overlay_agent.genl import Family  # noqa: PLC0415 - costs 5 ms, and few hosts need it
+
+        if name not in self._generic:
+            self._generic[name] = Family(name, self.after_request)
+        return self._generic[name]
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -390,12 +496,7 @@ class Kernel:
             self.reached()
         return []
 
-    def reached(self) -> None:
-        """Marks the end of a request that changed something."""
-        if self.after_request:
-            self.after_request()
-
-    # -- transport --------------------------------------------------------------------------
+    # -- reading again ----------------------------------------------------------------------
 
     def _reread(self, name: str) -> None:
         request = ifinfmsg()
@@ -404,82 +505,6 @@ class Kernel:
         link = _link(message)
         self.links[name] = link
         self.name_of[link.index], self.index_of[name] = name, link.index
-
-    def _change(self, what: str, type_: int, messages: list[Any], flags: int = 0) -> None:
-        # A test that kills the agent after each request needs them one by one.
-        size = 1 if self.after_request else BATCH
-        for start in range(0, len(messages), size):
-            self._exchange(what, type_, messages[start : start + size], NLM_F_ACK | flags)
-            self.reached()
-
-    def _dump(self, type_: int, message: Any) -> Iterator[Any]:
-        return (_decoded(type(message), body) for body in self._dump_raw(type_, message))
-
-    def _dump_raw(self, type_: int, message: Any) -> list[bytes]:
-        for _ in range(5):
-            found, interrupted = [], False
-            self._send(type_, [message], NLM_F_DUMP)
-            for answer_type, flags, body in self._answers():
-                interrupted |= bool(flags & NLM_F_DUMP_INTR)
-                if answer_type == NLMSG_DONE:
-                    break
-                if answer_type == NLMSG_ERROR:
-                    _raise(f"dump {type_}", body)
-                found.append(body)
-            if not interrupted:
-                return found
-        raise KernelError(f"dump {type_}", errno.EINTR, "the table changed at each of 5 attempts to read it; try again")
-
-    def _exchange(self, what: str, type_: int, messages: list[Any], flags: int) -> list[Any]:
-        """Sends requests together and reads the answer to each. Raises the first refusal, after
-        all answers were read, so that the socket is in step again."""
-        first = self._sequence + 1
-        self._send(type_, messages, flags)
-        refusal: KernelError | None = None
-        found: list[Any] = []
-        waiting = set(range(first, first + len(messages)))
-        answers = self._answers(with_sequence=True)
-        while waiting:
-            answer_type, sequence, body = next(answers)
-            waiting.discard(sequence)
-            if answer_type == NLMSG_ERROR:
-                try:
-                    _raise(what, body)
-                except KernelError as error:
-                    refusal = refusal or error
-            else:
-                found.append(_decoded(type(messages[0]), body))
-        if refusal:
-            raise refusal
-        return found
-
-    def _send(self, type_: int, messages: list[Any], flags: int) -> None:
-        out = bytearray()
-        for message in messages:
-            self._sequence += 1
-            if isinstance(message, bytes):
-                head = (16 + len(message), type_, NLM_F_REQUEST | flags, self._sequence, 0)
-                out += struct.pack("=IHHII", *head) + message
-                continue
-            message["header"] = {
-                "type": type_,
-                "flags": NLM_F_REQUEST | flags,
-                "sequence_number": self._sequence,
-                "pid": 0,
-            }
-            message.reset()
-            message.encode()
-            out += message.data
-        self._socket.send(out)
-
-    def _answers(self, with_sequence: bool = False) -> Iterator[tuple[int, int, bytes]]:
-        while True:
-            data = self._socket.recv(1 << 18)
-            offset = 0
-            while offset < len(data):
-                length, type_, flags, sequence = struct.unpack_from("=IHHI", data, offset)
-                yield type_, sequence if with_sequence else flags, data[offset : offset + length]
-                offset += (length + 3) & ~3
 
 
 class _Route:
