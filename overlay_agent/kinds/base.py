@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -234,8 +235,8 @@ class DeviceKind(Kind):
         return []
 
     def commands(self, name: str, spec: Any, mark: str) -> list[list[str]]:
-        head = ["ip", "link", "add", name, "mtu", str(spec.mtu), "address", spec.mac]
-        out = [head + self.words(name, spec)]
+        address = ["address", spec.mac] if spec.mac else []
+        out = [["ip", "link", "add", name, "mtu", str(spec.mtu), *address, *self.words(name, spec)]]
         mode = "eui64" if spec.link_local else "none"
         out.append(["ip", "link", "set", "dev", name, "addrgenmode", mode])
         if spec.bridge:
@@ -390,6 +391,32 @@ def own_addresses(kernel: Kernel, link: Link) -> list[str]:
     return [address for address in kernel.addresses(link) if (link.name, address) not in floats]
 
 
+@dataclasses.dataclass(frozen=True)
+class Lower:
+    """A device that carries a tunnel's packets."""
+
+    name: str
+    mtu: int
+
+
+def lower_device(kernel: Kernel, wanted: Document, name: str) -> Lower | None:
+    """The device as it is once the document is true: this host's, or one that the document has."""
+    if name in wanted.devices:
+        return Lower(name, wanted.devices[name].mtu)
+    link = kernel.links.get(name)
+    return Lower(name, link.mtu) if link else None
+
+
+def holder(kernel: Kernel, wanted: Document, address: str) -> Lower | None:
+    """The device that has the address once the document is true."""
+    ip = ipaddress.ip_address(address)
+    for name, spec in wanted.devices.items():
+        if any(ipaddress.ip_interface(one).ip == ip for one in spec.addresses):
+            return Lower(name, spec.mtu)
+    link = kernel.device_with(address)
+    return Lower(link.name, link.mtu) if link else None
+
+
 class Explained:
     """Adds to "not supported" what is missing, and what to do."""
 
@@ -416,5 +443,5 @@ class Explained:
 
 __all__ = [
     "DEVICES", "MTU_LEAST", "PORT_FIELDS", "RECREATE", "SERVICES", "SET",
-    "Device", "DeviceKind", "Kind", "Listens", "Passes", "Spec", "attribute", "optional",
+    "Device", "DeviceKind", "Kind", "Listens", "Lower", "Passes", "Spec", "attribute", "holder", "lower_device", "optional",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overlay_agent import fields
-from overlay_agent.kinds.base import RECREATE, Device, DeviceKind, Listens, attribute, optional
+from overlay_agent.kinds.base import RECREATE, Device, DeviceKind, Listens, attribute, holder, lower_device, optional
 
 if TYPE_CHECKING:
     from overlay_agent.document import Document
@@ -159,15 +159,16 @@ class VxlanKind(DeviceKind):
 
     def wrong_here(self, kernel: Kernel, name: str, spec: Vxlan, wanted: Document) -> list[str]:
         out = super().wrong_here(kernel, name, spec, wanted)
-        if spec.device and spec.device not in kernel.links:
+        lower = lower_device(kernel, wanted, spec.device) if spec.device else None
+        if spec.device and lower is None:
             out.append(f"device {spec.device!r} is not on this host; name the underlay's NIC in underlay.device")
-        holder = kernel.device_with(spec.local)
-        if holder is None:
+        holds = holder(kernel, wanted, spec.local)
+        if holds is None:
             out.append(
                 f"local {spec.local!r} is not an address of this host; set hosts.{wanted.host}.underlay.local "
                 f"(behind NAT it differs from the address that peers send to)"
             )
-        lower = kernel.links.get(spec.device) if spec.device else holder
+        lower = lower if spec.device else holds
         need = spec.mtu + OVERHEAD[_version(spec.local)]
         if lower and lower.name != "lo" and lower.mtu < need:
             out.append(
