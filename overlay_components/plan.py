@@ -20,7 +20,7 @@ from overlay_agent.diff import summary
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, Device, Spec
 from overlay_agent.kinds.firewall import Firewall
-from overlay_components import addressing, bridge, errors, mtu, names, routing, snippets, tunnel
+from overlay_components import addressing, bridge, encryption, errors, mtu, names, routing, snippets, tunnel
 from overlay_components.addressing import Book, Span
 from overlay_components.config import TUNNELS, Config, Segment
 from overlay_components.errors import ConfigErrors
@@ -72,6 +72,8 @@ class SegmentRow(TypedDict):
     gateway: str | None
     tunnels: dict[str, TunnelRow]
     dhcp: NotRequired[routing.DhcpRow]
+    #: wireguard, where the tunnels are encrypted.
+    encryption: NotRequired[str]
 
 
 class Rule(TypedDict):
@@ -178,6 +180,7 @@ class _Planner:
         self.rules: dict[str, dict[str, Rule]] = {name: {} for name in config.hosts}
         #: The same for the host's own firewall, by device: it can tell apart what shares a port.
         self.allowed: dict[str, dict[str, Any]] = {name: {} for name in config.hosts}
+        self.encryption = encryption.Encryption(config, owner.label, self.wrong)
         self.routing = routing.Routing(config, owner.label, self.ends, self.services, self.wrong)
 
     def plan(self) -> Plan:
@@ -193,6 +196,7 @@ class _Planner:
             for segment in segments
             for number, subnet in enumerate(segment.options.subnets)
         )
+        self._encrypt()
         self._check_names()
         self.routing.finish(self.made, self.rules)
         self._warn_of_peers(segments)
@@ -269,6 +273,12 @@ class _Planner:
             tunnel.resolve(f"{where}.tunnels.{key}", name, TUNNELS[o.kind], o, members, self.ends, self.wrong)
             for key, o in options.tunnels.items()
         ]
+        encrypted = self.encryption.of(options) != encryption.NONE
+        for number, one in enumerate(tunnels):
+            if one and encrypted:
+                tunnels[number] = self.encryption.inside(one)
+            elif one:
+                self.encryption.plain(one)
         hosts = [self.ends[host] for host in members if self.ends[host].managed]
         bridge_name = None if options.bridge is None else bridge.name_of(name, options.bridge)
         made = _Members(name, where, options, hosts, [t for t in tunnels if t], bridge_name)
@@ -322,6 +332,8 @@ class _Planner:
         )
         if dhcp is not None:
             row["dhcp"] = dhcp
+        if any(end.encryption for one in segment.tunnels for end in one.ends.values()):
+            row["encryption"] = encryption.WIREGUARD
         return row, containers
 
     def _check_shape(self, segment: _Members) -> None:
@@ -633,10 +645,24 @@ class _Planner:
                     why = f"device {name} is made on {{hosts}} by {{earlier}}; set another {key} there"
                     self.clashes[made.where, where, why].append(host)
 
+    def _encrypt(self) -> None:
+        """The devices that encrypted tunnels run in, which alone the underlay sees."""
+        for host, spec in self.encryption.devices().items():
+            for made in self.made[host].values():
+                taken = self.encryption.clash(host, made.spec)
+                if taken:
+                    self.clashes["encryption", made.where, taken].append(host)
+            name, rule = self.encryption.device, self.encryption.rule(host)
+            self._add(host, name, _Made("encryption", spec, {}))
+            self.rules[host][name] = Rule(**rule)
+            self.allowed[host][name] = rule
+
     def _allow(self, at: Attachment, one: Tunnel, spec: Device) -> None:
         protocol, port = one.kind.listens(one.options)
         told_by = one.kind.told_by(spec)
         self.allowed[at.host.name][at.device] = {"protocol": protocol, "port": port, **told_by, "peers": at.peers}
+        if at.host.encryption:
+            return
         rule = self.rules[at.host.name].setdefault(one.base, Rule(protocol=protocol, port=port, peers={}))
         rule["peers"].update(at.peers)
 
