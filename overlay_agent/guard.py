@@ -62,6 +62,9 @@ def transaction(
         return 1 if plan.quiet else _undone(store, why)
     if not plan.quiet:
         store.write_journal(None)
+    if forget:
+        store.secrets(wanted.owner.label).keep(())
+        store.forget_keys(wanted.owner.label)
     return 0
 
 

@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from overlay_agent.errors import KernelError
+from overlay_agent.secrets import Secrets
 
 if TYPE_CHECKING:
     from overlay_agent.genl import Family
@@ -242,6 +243,8 @@ class Kernel(Netlink):
     def __init__(self, after_request: Callable[[], None] | None = None) -> None:
         super().__init__(socket.NETLINK_ROUTE, after_request)
         self._generic: dict[str, Any] = {}
+        #: The secret values of the stack at hand; none until whoever knows the stack sets it.
+        self.secrets = Secrets()
         self.links: dict[str, Link] = {}
         self.name_of: dict[int, str] = {}
         self.index_of: dict[str, int] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import errno
-import json
 import os
 from collections.abc import Callable, Container
 from contextlib import suppress
@@ -110,7 +109,8 @@ def _read(path: str) -> bytes:
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES:  # what it holds is not said: it may be most of a key
-        raise KernelError(path, errno.EINVAL, "is not a private key; remove the file, and raise the host's keyGeneration")
+        hint = "is not a private key; remove the file, and raise the host's keyGeneration"
+        raise KernelError(path, errno.EINVAL, hint)
     return key
 
 
@@ -128,7 +128,9 @@ def identity(raw: Any, store: Store, here: Here, report: Callable[[dict[str, Any
         raise document.DocumentError(["identity: standard input is not what the program sends"])
     owner = document.read_owner(raw.get("owner"), errors)
     checks = {"host": Label(), "generation": Integer(1, MOST_GENERATIONS)}
-    errors += [f"identity.{key}: {wrong}" for key, type_ in checks.items() for wrong in [type_.check(raw.get(key))] if wrong]
+    for key, type_ in checks.items():
+        wrong = type_.check(raw.get(key))
+        errors += [f"identity.{key}: {wrong}"] if wrong else []
     if errors or owner is None:
         raise document.DocumentError(errors)
     name, generation = raw["host"], raw["generation"]
@@ -143,13 +145,3 @@ def identity(raw: Any, store: Store, here: Here, report: Callable[[dict[str, Any
     print(f"{name}: key {generation} {'made' if made else 'is there'}, public key {public}", file=sys.stderr)
     report({"host": name, "machine": here.machine, "publicKey": public, "generation": generation})
     return 0
-
-
-def read_request(text: bytes) -> Any:
-    """Standard input as plain data. Raises DocumentError."""
-    from overlay_agent.document import DocumentError  # noqa: PLC0415 - as above
-
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise DocumentError(["identity: standard input is not JSON; send what the program wrote"]) from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
@@ -18,13 +18,14 @@ import pydantic
 from overlay_agent import fields
 from overlay_agent.kinds import KINDS
 from overlay_agent.kinds.wireguard import Wireguard
-from overlay_components import errors, model, names
+from overlay_components import model, names
 from overlay_components.model import Checked
 from overlay_components.names import Placeholder
 from overlay_components.tunnel import MULTICAST, End, Tunnel
 
 if TYPE_CHECKING:
     from overlay_components.config import Config
+    from overlay_components.plan import Rule
 
 NONE, WIREGUARD = "none", "wireguard"
 PORT = 51820
@@ -47,7 +48,7 @@ class EncryptionOptions(model.Model):
         default=PORT, description="UDP port that WireGuard listens on"
     )
     keepalive: Annotated[int, Checked(fields.Integer(0, 65535))] = pydantic.Field(
-        default=0, description="How often an idle host sends to its peers, in seconds; 25 for hosts behind NAT; 0: never"
+        default=0, description="How often an idle host sends to its peers, seconds; 25 for hosts behind NAT; 0: never"
     )
     ifname: Annotated[str | None, Checked(fields.InterfaceName())] = pydantic.Field(
         default=None, description="The WireGuard device's name; default wg-<stack>"
@@ -130,7 +131,9 @@ class Encryption:
         """The tunnel between the addresses inside."""
         wrong = []
         if tunnel.options.topology == MULTICAST:
-            wrong.append(f"{tunnel.where}.topology: 'multicast' in an encrypted segment; WireGuard carries none: take mesh")
+            wrong.append(
+                f"{tunnel.where}.topology: 'multicast' in an encrypted segment; WireGuard carries none: write mesh"
+            )
         wrong += [
             f"{tunnel.where}.endpoints: {end.name} is not managed, so no key of it is known; leave it out, or set "
             f"segments.{tunnel.segment}.encryption: none"
@@ -182,8 +185,8 @@ class Encryption:
                 )
             if end.device and host not in self._plain:
                 self._wrong.append(
-                    f"{end.where}.underlay.device: {end.device!r}, but all tunnels of {host} are encrypted, and WireGuard "
-                    "sends where the routing table says; leave it out"
+                    f"{end.where}.underlay.device: {end.device!r}, but all tunnels of {host} are encrypted, and "
+                    "WireGuard sends where the routing table says; leave it out"
                 )
             out[host] = Wireguard(
                 mtu=max(size, LEAST_MTU),
@@ -204,7 +207,7 @@ class Encryption:
         }
         return {**out, "keepalive": self._options.keepalive} if self._options.keepalive else out
 
-    def rule(self, host: str) -> dict[str, Any]:
+    def rule(self, host: str) -> Rule:
         """What packet filters must let in."""
         peers = {peer: self._outside[peer].address for peer in sorted(self._peers[host])}
         return {"protocol": "udp", "port": self._port(host), "peers": peers}
@@ -214,9 +217,3 @@ class Encryption:
         port = self._port(host)
         taken = any(one.protocol == "udp" and one.port == port for one in KINDS[spec.KIND].listens(spec))
         return f"UDP port {port} is WireGuard's on {{hosts}} ({{earlier}}); give another port" if taken else ""
-
-
-def unknown_hosts(written: Iterable[str], known: Iterable[str], where: str) -> list[str]:
-    """An error for each name that is no host's."""
-    there = list(known)
-    return [f"{where}.{name}: unknown host {name!r}; {errors.instead(name, there)}" for name in written if name not in there]

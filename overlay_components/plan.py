@@ -654,8 +654,8 @@ class _Planner:
                     self.clashes["encryption", made.where, taken].append(host)
             name, rule = self.encryption.device, self.encryption.rule(host)
             self._add(host, name, _Made("encryption", spec, {}))
-            self.rules[host][name] = Rule(**rule)
-            self.allowed[host][name] = rule
+            self.rules[host][name] = rule
+            self.allowed[host][name] = {**rule}
 
     def _allow(self, at: Attachment, one: Tunnel, spec: Device) -> None:
         protocol, port = one.kind.listens(one.options)

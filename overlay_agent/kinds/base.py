@@ -443,5 +443,6 @@ class Explained:
 
 __all__ = [
     "DEVICES", "MTU_LEAST", "PORT_FIELDS", "RECREATE", "SERVICES", "SET",
-    "Device", "DeviceKind", "Kind", "Listens", "Lower", "Passes", "Spec", "attribute", "holder", "lower_device", "optional",
+    "Device", "DeviceKind", "Kind", "Listens", "Lower", "Passes", "Spec", "attribute", "holder", "lower_device",
+    "optional",
 ]  # fmt: skip

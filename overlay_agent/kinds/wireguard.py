@@ -12,12 +12,12 @@ import dataclasses
 import ipaddress
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overlay_agent import fields
 from overlay_agent.fields import Difference
-from overlay_agent.kinds.base import Device, DeviceKind, Listens, attribute, optional
+from overlay_agent.kinds.base import Device, DeviceKind, Listens, attribute
 
 if TYPE_CHECKING:
     from overlay_agent.document import Document
@@ -95,7 +95,8 @@ class Peers(fields.Keyed):
             if was is None:
                 rows.append((f"peer {who}", None, _short(peer)))
                 continue
-            rows += [(f"peer {who} {part}", _said(was[part]), _said(peer[part])) for part in peer if was[part] != peer[part]]
+            changed = [part for part in peer if was[part] != peer[part]]
+            rows += [(f"peer {who} {part}", _said(was[part]), _said(peer[part])) for part in changed]
         names = {peer["publicKey"]: who for who, peer in found.items()}
         return rows + [(f"peer {names[key]}", _short(peer), None) for key, peer in sorted(left.items())]
 
@@ -107,7 +108,7 @@ class Wireguard(Device):
     KIND: ClassVar[str] = "wireguard"
 
     #: Such a device has none.
-    mac: str | None = attribute(optional(fields.Nothing()), default=None)
+    mac: str | None = attribute(fields.Nothing(), default=None)  # type: ignore[assignment]
     listen_port: int = attribute(fields.Integer(1, 65535))
     #: Of this host. The private key is the one whose public key this is.
     public_key: str = attribute(PublicKey())
@@ -127,7 +128,9 @@ class WireguardKind(DeviceKind):
     rank = 5
 
     def wrong(self, spec: Wireguard) -> list[str]:
-        out = [] if spec.bridge is None else ["bridge: a WireGuard device carries IP packets, no Ethernet; leave it out"]
+        out = []
+        if spec.bridge is not None:
+            out.append("bridge: a WireGuard device carries IP packets, no Ethernet frames; leave it out")
         seen: dict[str, str] = {spec.public_key: "this host"}
         allowed: dict[Any, str] = {}
         for who, peer in sorted(spec.peers.items()):
@@ -135,8 +138,11 @@ class WireguardKind(DeviceKind):
             if other != who:
                 out.append(f"peers.{who}.publicKey: {peer['publicKey']!r} is {other}'s too; each has its own")
             for subnet in map(ipaddress.ip_network, peer["allowedIps"]):
-                same = (one for one in allowed if one.version == subnet.version and one.overlaps(subnet))
-                out += [f"peers.{who}.allowedIps: {subnet} overlaps {one} of {allowed[one]}; each address is one peer's" for one in same]
+                out += [
+                    f"peers.{who}.allowedIps: {subnet} overlaps {one} of {allowed[one]}; each address is one peer's"
+                    for one in allowed
+                    if one.version == subnet.version and one.overlaps(subnet)
+                ]
                 allowed[subnet] = who
         return out
 
@@ -170,7 +176,7 @@ class WireguardKind(DeviceKind):
                     f"hosts.{wanted.host}.wireguard.port"
                 )
         if any(":" in address for address in spec.addresses) and not _has_ipv6(name):
-            out.append("this host has no IPv6, which the addresses inside are; set net.ipv6.conf.default.disable_ipv6=0")
+            out.append("addresses: this host has no IPv6; set net.ipv6.conf.default.disable_ipv6=0")
         return out
 
     def observe(self, kernel: Kernel, link: Link) -> Wireguard:
@@ -215,14 +221,11 @@ class WireguardKind(DeviceKind):
                 if changed.get("presharedKey"):
                     changed["presharedKey"] = kernel.secrets.read(changed["presharedKey"])
                 peers.append(_peer_request(key, changed))
-        family = kernel.generic(self.name) if device or peers else None
-        for start in range(0, max(len(peers), 1) if family else 0, _TOGETHER):
-            some = peers[start : start + _TOGETHER]
+        while device or peers:
             request = [("WGDEVICE_A_IFINDEX", kernel.index_of[name]), *device]
-            request += [("WGDEVICE_A_PEERS", some)] if some else []
-            assert family
-            family.change(f"{name}: set keys and peers", _WG_CMD_SET_DEVICE, request)
-            device = []
+            request += [("WGDEVICE_A_PEERS", peers[:_TOGETHER])] if peers else []
+            kernel.generic(self.name).change(f"{name}: set keys and peers", _WG_CMD_SET_DEVICE, request)
+            device, peers = [], peers[_TOGETHER:]
 
     def commands(self, name: str, spec: Wireguard, mark: str) -> list[list[str]]:
         made, *rest = super().commands(name, spec, mark)
@@ -264,7 +267,7 @@ def _device(kernel: Kernel, link: Link) -> dict[str, Any]:
             if nla != "WGDEVICE_A_PEERS":
                 out.setdefault(nla, value["value"].decode() if nla.endswith("_KEY") else value)
         for raw in answer.get_attr("WGDEVICE_A_PEERS") or []:
-            found = {nla: value for nla, value in raw["attrs"]}
+            found = dict(tuple(attribute) for attribute in raw["attrs"])
             key = found["WGPEER_A_PUBLIC_KEY"]["value"].decode()
             allowed = [one["addr"] for one in found.pop("WGPEER_A_ALLOWEDIPS", None) or []]
             peer = peers.setdefault(key, {"allowed": []})
@@ -364,8 +367,3 @@ def _endpoint_text(address: str, port: int) -> str:
 
 
 KIND = WireguardKind()
-
-
-def names_keys(specs: Iterable[Any]) -> set[str]:
-    """The public keys of this host in these specs."""
-    return {spec.public_key for spec in specs if isinstance(spec, Wireguard)}
