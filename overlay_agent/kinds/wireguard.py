@@ -263,13 +263,13 @@ def _device(kernel: Kernel, link: Link) -> dict[str, Any]:
     peers: dict[str, dict[str, Any]] = {}
     answers = kernel.generic("wireguard").read(_WG_CMD_GET_DEVICE, {"WGDEVICE_A_IFINDEX": link.index})
     for answer in answers:
-        for nla, value in answer["attrs"]:
+        for nla, value, *_ in answer["attrs"]:
             if nla != "WGDEVICE_A_PEERS":
-                out.setdefault(nla, value["value"].decode() if nla.endswith("_KEY") else value)
+                out.setdefault(nla, value.decode() if nla.endswith("_KEY") else value)
         for raw in answer.get_attr("WGDEVICE_A_PEERS") or []:
-            found = dict(tuple(attribute) for attribute in raw["attrs"])
-            key = found["WGPEER_A_PUBLIC_KEY"]["value"].decode()
-            allowed = [one["addr"] for one in found.pop("WGPEER_A_ALLOWEDIPS", None) or []]
+            found = {nla: value for nla, value, *_ in raw["attrs"]}
+            key = found["WGPEER_A_PUBLIC_KEY"].decode()
+            allowed = [one["addr"] for one in found.pop("WGPEER_A_ALLOWEDIPS", [])]
             peer = peers.setdefault(key, {"allowed": []})
             peer.update(found)
             peer["allowed"] += allowed
@@ -282,7 +282,7 @@ def _read(kernel: Kernel, link: Link) -> dict[str, Any]:
     peers = {}
     for key, raw in device["WGDEVICE_A_PEERS"].items():
         endpoint = raw.get("WGPEER_A_ENDPOINT")
-        shared = raw["WGPEER_A_PRESHARED_KEY"]["value"] if "WGPEER_A_PRESHARED_KEY" in raw else _NO_KEY.encode()
+        shared = raw.get("WGPEER_A_PRESHARED_KEY", _NO_KEY.encode())
         peers[key] = {
             "publicKey": key,
             "endpoint": _endpoint_text(endpoint["addr"], endpoint["port"]) if endpoint else None,
