@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from overlay_agent.errors import KernelError
-from overlay_agent.x25519 import KEY_BYTES, x25519
+from overlay_agent.x25519 import KEY_BYTES, clamped, x25519
 
 if TYPE_CHECKING:
     from overlay_agent.host import Here
@@ -49,7 +49,7 @@ class Keys:
         path = os.path.join(self.folder, str(generation))
         made = not os.path.exists(path)
         if made:
-            self._write(path, os.urandom(KEY_BYTES))
+            self._write(path, clamped(os.urandom(KEY_BYTES)))
         return public_key(_read(path)), made
 
     def keep_found(self, private: bytes) -> None:
@@ -124,7 +124,7 @@ def identity(raw: Any, store: Store, here: Here, report: Callable[[dict[str, Any
     from overlay_agent.fields import Integer, Label  # noqa: PLC0415
 
     errors: list[str] = []
-    if not isinstance(raw, dict) or raw.keys() - {"schema", "owner", "host", "generation"}:
+    if not isinstance(raw, dict) or raw.keys() - {"schema", "owner", "host", "machine", "generation"}:
         raise document.DocumentError(["identity: standard input is not what the program sends"])
     owner = document.read_owner(raw.get("owner"), errors)
     checks = {"host": Label(), "generation": Integer(1, MOST_GENERATIONS)}
@@ -134,6 +134,12 @@ def identity(raw: Any, store: Store, here: Here, report: Callable[[dict[str, Any
     if errors or owner is None:
         raise document.DocumentError(errors)
     name, generation = raw["host"], raw["generation"]
+    if raw.get("machine", here.machine) != here.machine:
+        wrong = (
+            f"{name}: this machine's id is {here.machine}, but {name} is {raw['machine']} in stack {owner.label}; "
+            f"if the machine was replaced, raise overlay:hosts.{name}.generation; if its address is wrong, mend that"
+        )
+        raise document.DocumentError([wrong])
     with store.locked(f"identity for stack {owner.label}"):
         known = [one for one in (store.read(owner.label), store.read_member(owner.label)) if one]
         theirs = next((one["owner"]["id"] for one in known if one["owner"]["id"] != owner.id), None)

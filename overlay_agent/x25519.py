@@ -13,9 +13,15 @@ _A24 = 121665
 _BASE = (9).to_bytes(KEY_BYTES, "little")
 
 
+def clamped(scalar: bytes) -> bytes:
+    """The same private key in the one form that the kernel and `wg genkey` give it (RFC 7748, section 5)."""
+    k = int.from_bytes(scalar, "little") & ~7 & (2**255 - 1) | 2**254
+    return k.to_bytes(KEY_BYTES, "little")
+
+
 def x25519(scalar: bytes, u: bytes = _BASE) -> bytes:
     """The function X25519 of RFC 7748, section 5; without `u` a private key's public key."""
-    k = int.from_bytes(scalar, "little") & ~7 & (2**255 - 1) | 2**254
+    k = int.from_bytes(clamped(scalar), "little")
     x1 = int.from_bytes(u, "little") & (2**255 - 1)
     x2, z2, x3, z3, swap = 1, 0, x1, 1, 0
     for t in range(254, -1, -1):

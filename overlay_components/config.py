@@ -39,6 +39,8 @@ _Text = Annotated[str | None, Checked(model.Text())]
 _MaybeAddress = Annotated[str | None, Checked(model.HostAddress())]
 _Mtu = Annotated[int | None, Checked(fields.Integer(68, 65535))]
 _NO_BRIDGE = "none"
+_Encryption = encryption.Options
+_SegmentEncryption = encryption.OfSegment
 
 
 def _described(default: Any, description: str) -> Any:
@@ -178,7 +180,7 @@ class Segment(Model):
     )
     reserved: list[Annotated[str, Checked(model.OverlayAddress())]] = _described([], "Addresses to keep free")
     tunnels: dict[_Key, _Tunnel] = _described({}, "What joins the hosts")
-    encryption: encryption.OfSegment = _described(
+    encryption: _SegmentEncryption = _described(
         None, "wireguard: the tunnels run inside of WireGuard; none; default: as overlay:encryption says, else none"
     )
     containers: dict[_Key, Container] = _described({}, "Containers by name")
@@ -198,7 +200,7 @@ class Config(Model):
     hosts: dict[_Key, Host] = _described({}, "The machines that are managed, by name")
     peers: dict[_Key, Peer] = _described({}, "Ends of tunnels that are not managed, by name")
     segments: dict[_Key, Segment] = _described({}, "The overlay networks, by name")
-    encryption: encryption.Options = _described(
+    encryption: _Encryption = _described(
         encryption.EncryptionOptions(kind=encryption.NONE),
         "wireguard: all segments' tunnels run inside of WireGuard; an object for its settings",
     )

@@ -21,6 +21,7 @@ from overlay_agent.kinds.wireguard import Wireguard
 from overlay_components import model, names
 from overlay_components.model import Checked
 from overlay_components.names import Placeholder
+from overlay_components.secrets import Secrets, Value
 from overlay_components.tunnel import MULTICAST, End, Tunnel
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class EncryptionOptions(model.Model):
     )
     ifname: Annotated[str | None, Checked(fields.InterfaceName())] = pydantic.Field(
         default=None, description="The WireGuard device's name; default wg-<stack>"
+    )
+    preshared_key: Annotated[Value | None, Checked(fields.optional(model.SecretKey()))] = pydantic.Field(
+        default=None, description="Pre-shared key of all pairs of hosts, a secret, as `wg genpsk` prints one"
     )
 
 
@@ -86,6 +90,20 @@ def key_of(host: str) -> Placeholder:
 
 def with_keys(raw: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
     """The document with the keys, by host, in their places."""
+    devices = {
+        name: _filled(spec, keys) if spec["kind"] == Wireguard.KIND else spec for name, spec in raw["devices"].items()
+    }
+    return {**raw, "devices": devices}
+
+
+def spec_with_keys(spec: Any, keys: Mapping[str, str]) -> Any:
+    """The same of a spec."""
+    if not isinstance(spec, Wireguard):
+        return spec
+    return dataclasses.replace(spec, public_key=_filled(spec.public_key, keys), peers=_filled(spec.peers, keys))
+
+
+def _filled(value: Any, keys: Mapping[str, str]) -> Any:
     by_place = {key_of(host): key for host, key in keys.items()}
 
     def filled(value: Any) -> Any:
@@ -93,10 +111,7 @@ def with_keys(raw: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]
             return {key: filled(inner) for key, inner in value.items()}
         return by_place.get(value, value) if isinstance(value, Placeholder) else value
 
-    devices = {
-        name: filled(spec) if spec["kind"] == Wireguard.KIND else spec for name, spec in raw.get("devices", {}).items()
-    }
-    return {**raw, "devices": devices}
+    return filled(value)
 
 
 def key_holders(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -112,8 +127,8 @@ def key_holders(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, list[st
 class Encryption:
     """The WireGuard mesh of a stack, as far as its tunnels were looked up."""
 
-    def __init__(self, config: Config, label: str, wrong: list[str]) -> None:
-        self._config, self._label, self._wrong = config, label, wrong
+    def __init__(self, config: Config, label: str, secrets: Secrets, wrong: list[str]) -> None:
+        self._config, self._label, self._secrets, self._wrong = config, label, secrets, wrong
         self._options = config.encryption
         self.device = self._options.ifname or names.for_peer("wg", label.partition("/")[2])
         self._outside: dict[str, End] = {}
@@ -193,11 +208,11 @@ class Encryption:
                 addresses={f"{self._address(host)}/64": {}},
                 listen_port=self._port(host),
                 public_key=key_of(host),
-                peers={peer: self._peer(peer) for peer in sorted(peers)},
+                peers={peer: self._peer(host, peer) for peer in sorted(peers)},
             )
         return out
 
-    def _peer(self, name: str) -> dict[str, Any]:
+    def _peer(self, host: str, name: str) -> dict[str, Any]:
         address, port = self._outside[name].address, self._port(name)
         endpoint = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         out: dict[str, Any] = {
@@ -205,7 +220,11 @@ class Encryption:
             "endpoint": endpoint if names.known(address) else Placeholder(f"{address}:{port}"),
             "allowedIps": [f"{self._address(name)}/128"],
         }
-        return {**out, "keepalive": self._options.keepalive} if self._options.keepalive else out
+        if self._options.keepalive:
+            out["keepalive"] = self._options.keepalive
+        if self._options.preshared_key:
+            out["presharedKey"] = self._secrets.refer(host, "presharedKey", self._options.preshared_key)
+        return out
 
     def rule(self, host: str) -> Rule:
         """What packet filters must let in."""

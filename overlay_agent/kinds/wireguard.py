@@ -219,7 +219,7 @@ class WireguardKind(DeviceKind):
             changed = {part: value for part, value in peer.items() if part != "publicKey" and was.get(part) != value}
             if key not in have or changed:
                 if changed.get("presharedKey"):
-                    changed["presharedKey"] = kernel.secrets.read(changed["presharedKey"])
+                    changed["presharedKey"] = base64.b64encode(kernel.secrets.read(changed["presharedKey"]))
                 peers.append(_peer_request(key, changed))
         while device or peers:
             request = [("WGDEVICE_A_IFINDEX", kernel.index_of[name]), *device]
@@ -282,13 +282,13 @@ def _read(kernel: Kernel, link: Link) -> dict[str, Any]:
     peers = {}
     for key, raw in device["WGDEVICE_A_PEERS"].items():
         endpoint = raw.get("WGPEER_A_ENDPOINT")
-        shared = raw.get("WGPEER_A_PRESHARED_KEY", _NO_KEY.encode())
+        shared = base64.b64decode(raw.get("WGPEER_A_PRESHARED_KEY", _NO_KEY))
         peers[key] = {
             "publicKey": key,
             "endpoint": _endpoint_text(endpoint["addr"], endpoint["port"]) if endpoint else None,
             "allowedIps": raw["allowed"],
             "keepalive": raw.get("WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL", 0),
-            "presharedKey": kernel.secrets.reference_of(shared) if shared != _NO_KEY.encode() else None,
+            "presharedKey": kernel.secrets.reference_of(shared) if any(shared) else None,
         }
     return {
         "listen_port": device["WGDEVICE_A_LISTEN_PORT"],
@@ -331,12 +331,15 @@ def _allowed(subnet: str) -> dict[str, Any]:
 
 
 def _peer_words(name: str, peer: Mapping[str, Any], label: str) -> list[str]:
+    import shlex  # noqa: PLC0415 - only to explain
+
     peer = _normal(peer)
     out = ["wg", "set", name, "peer", peer["publicKey"], "endpoint", peer["endpoint"]]
     out += ["allowed-ips", ",".join(peer["allowedIps"])]
     out += ["persistent-keepalive", str(peer["keepalive"])] if peer["keepalive"] else []
     if peer["presharedKey"]:
-        out += ["preshared-key", f"/var/lib/overlay/secrets/{label}/{peer['presharedKey']}"]
+        file = f"/var/lib/overlay/secrets/{label}/{peer['presharedKey']}"
+        return ["sh", "-c", f"base64 {file} | {shlex.join(out)} preshared-key /dev/stdin"]
     return out
 
 
