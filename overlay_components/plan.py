@@ -20,12 +20,13 @@ from overlay_agent.diff import summary
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, Device, Spec
 from overlay_agent.kinds.firewall import Firewall
-from overlay_components import addressing, bridge, errors, mtu, names, routing, snippets, tunnel
+from overlay_components import addressing, bridge, encryption, errors, model, mtu, names, routing, snippets, tunnel
 from overlay_components.addressing import Book, Span
 from overlay_components.config import TUNNELS, Config, Segment
 from overlay_components.errors import ConfigErrors
 from overlay_components.foreign_bridge import ForeignBridge
 from overlay_components.lock import Lock, updated
+from overlay_components.secrets import NO_DIGITS, Secrets
 from overlay_components.tunnel import Attachment, End, Tunnel
 
 
@@ -72,6 +73,8 @@ class SegmentRow(TypedDict):
     gateway: str | None
     tunnels: dict[str, TunnelRow]
     dhcp: NotRequired[routing.DhcpRow]
+    #: wireguard, where the tunnels are encrypted.
+    encryption: NotRequired[str]
 
 
 class Rule(TypedDict):
@@ -98,6 +101,15 @@ class Plan:
     underlay_rules: dict[str, dict[str, Rule]]
     warnings: tuple[str, ...]
 
+    def with_keys(self, keys: Mapping[str, str]) -> Plan:
+        """The same with the hosts' public keys, which only the running program knows, in their places."""
+        documents = {host: encryption.with_keys(raw, keys) for host, raw in self.documents.items()}
+        devices = {
+            host: {name: encryption.spec_with_keys(spec, keys) for name, spec in specs.items()}
+            for host, specs in self.devices.items()
+        }
+        return dataclasses.replace(self, documents=documents, devices=devices)
+
     def hosts(self) -> dict[str, dict[str, Any]]:
         """For the stack's outputs: each host's devices, and what must reach it through packet filters."""
         return {
@@ -110,17 +122,18 @@ class Plan:
         }
 
 
-def make_plan(config: Config, owner: Owner, lock: Lock | None = None) -> Plan:
-    """The plan of a checked configuration. `lock`: the addresses of containers that say none. Raises ConfigErrors
-    with everything that does not fit together."""
-    return _Planner(config, owner, lock or {}).plan()
+def make_plan(config: Config, owner: Owner, lock: Lock | None = None, secrets: Secrets | None = None) -> Plan:
+    """The plan of a checked configuration. `lock`: the addresses of containers that say none. `secrets` makes the
+    references to secret values and gets the values; none are in the plan. Raises ConfigErrors with everything that
+    does not fit together."""
+    return _Planner(config, owner, lock or {}, secrets or Secrets()).plan()
 
 
 def make_lock(config: Config, owner: Owner, lock: Lock, *, prune: bool = False) -> Lock:
     """The lock with an address for every container that needs one: what it has stays, unless no subnet holds it any
     more; the rest get the lowest that are free. `prune` drops what no container needs. Raises ConfigErrors as
     make_plan does."""
-    planner = _Planner(config, owner, lock, choose=True)
+    planner = _Planner(config, owner, lock, Secrets(), choose=True)
     planner.plan()
     wanted = {
         name: [c for c, options in segment.containers.items() if options.address is None]
@@ -158,8 +171,10 @@ class _Members:
 
 
 class _Planner:
-    def __init__(self, config: Config, owner: Owner, lock: Lock, *, choose: bool = False) -> None:
-        self.config, self.owner, self.lock = config, owner, lock
+    def __init__(
+        self, config: Config, owner: Owner, lock: Lock, secrets: Secrets, *, choose: bool = False
+    ) -> None:
+        self.config, self.owner, self.lock, self.secrets = config, owner, lock, secrets
         #: Whether containers without an address get one. What they got, by segment and container.
         self.choose = choose
         self.chosen: dict[str, dict[str, str]] = {name: {} for name in config.segments}
@@ -178,6 +193,7 @@ class _Planner:
         self.rules: dict[str, dict[str, Rule]] = {name: {} for name in config.hosts}
         #: The same for the host's own firewall, by device: it can tell apart what shares a port.
         self.allowed: dict[str, dict[str, Any]] = {name: {} for name in config.hosts}
+        self.encryption = encryption.Encryption(config, owner.label, secrets, self.wrong)
         self.routing = routing.Routing(config, owner.label, self.ends, self.services, self.wrong)
 
     def plan(self) -> Plan:
@@ -193,6 +209,7 @@ class _Planner:
             for segment in segments
             for number, subnet in enumerate(segment.options.subnets)
         )
+        self._encrypt()
         self._check_names()
         self.routing.finish(self.made, self.rules)
         self._warn_of_peers(segments)
@@ -269,6 +286,12 @@ class _Planner:
             tunnel.resolve(f"{where}.tunnels.{key}", name, TUNNELS[o.kind], o, members, self.ends, self.wrong)
             for key, o in options.tunnels.items()
         ]
+        encrypted = self.encryption.of(options) != encryption.NONE
+        for number, one in enumerate(tunnels):
+            if one and encrypted:
+                tunnels[number] = self.encryption.inside(one)
+            elif one:
+                self.encryption.plain(one)
         hosts = [self.ends[host] for host in members if self.ends[host].managed]
         bridge_name = None if options.bridge is None else bridge.name_of(name, options.bridge)
         made = _Members(name, where, options, hosts, [t for t in tunnels if t], bridge_name)
@@ -322,6 +345,8 @@ class _Planner:
         )
         if dhcp is not None:
             row["dhcp"] = dhcp
+        if any(end.encryption for one in segment.tunnels for end in one.ends.values()):
+            row["encryption"] = encryption.WIREGUARD
         return row, containers
 
     def _check_shape(self, segment: _Members) -> None:
@@ -580,9 +605,15 @@ class _Planner:
         for one in segment.tunnels:
             specs: list[Device] = []
             wrong: dict[str, str] = {}
+            secret = {
+                value: f"{key}-{segment.name}-{one.name}" for key, value in model.secrets_in(one.options).items()
+            }
             for at, spec in one.kind.devices(one, of_tunnel, self.wrong):
+                to_check = Secrets(unknown=NO_DIGITS).refer_all(at.host.name, spec, secret) if secret else spec
+                if secret:
+                    spec = self.secrets.refer_all(at.host.name, spec, secret)  # noqa: PLW2901 - as it will stand
                 specs.append(spec)
-                for sentence in _contradictions(spec):
+                for sentence in _contradictions(to_check):
                     wrong.setdefault(sentence.partition(":")[0], sentence)
                 self._add(at.host.name, at.device, _Made(one.where, spec, one.kind.claims(spec)))
                 self._allow(at, one, spec)
@@ -633,10 +664,24 @@ class _Planner:
                     why = f"device {name} is made on {{hosts}} by {{earlier}}; set another {key} there"
                     self.clashes[made.where, where, why].append(host)
 
+    def _encrypt(self) -> None:
+        """The devices that encrypted tunnels run in, which alone the underlay sees."""
+        for host, spec in self.encryption.devices().items():
+            for made in self.made[host].values():
+                taken = self.encryption.clash(host, made.spec)
+                if taken:
+                    self.clashes["encryption", made.where, taken].append(host)
+            name, rule = self.encryption.device, self.encryption.rule(host)
+            self._add(host, name, _Made("encryption", spec, {}))
+            self.rules[host][name] = rule
+            self.allowed[host][name] = {**rule}
+
     def _allow(self, at: Attachment, one: Tunnel, spec: Device) -> None:
         protocol, port = one.kind.listens(one.options)
         told_by = one.kind.told_by(spec)
         self.allowed[at.host.name][at.device] = {"protocol": protocol, "port": port, **told_by, "peers": at.peers}
+        if at.host.encryption:
+            return
         rule = self.rules[at.host.name].setdefault(one.base, Rule(protocol=protocol, port=port, peers={}))
         rule["peers"].update(at.peers)
 
