@@ -24,6 +24,11 @@ def data(host, name):
     return host.link(name)["linkinfo"]["info_data"]
 
 
+def devices(host):
+    """Ours, without those that the kernel makes in each namespace with addresses of its own choice."""
+    return [link for link in host.state()["ip -j -d address"] if link["ifname"] in ("br-app", "gt4", "gt5", "gt6")]
+
+
 @pytest.fixture(autouse=True)
 def loaded():
     """The modules make devices of their own in every namespace (gretap0, erspan0, ...): before any test looks."""
@@ -110,7 +115,8 @@ def test_what_explain_says_makes_the_same(new_host):
     by_hand.run("sh", "-ec", script)
     host = new_host()
     host.apply(wanted)
-    assert host.state() == by_hand.state()
+    for mine, typed in zip(devices(host), devices(by_hand), strict=True):
+        assert mine == typed
     assert host.agent("remove", "p/s").lines == [f"{name}: removed" for name in ("br-app", "gt4", "gt5", "gt6")]
 
 
