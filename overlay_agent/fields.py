@@ -219,6 +219,18 @@ class Label(Type):
         return f"{value!r} is not a name (letters, digits, '_', '.', '-'; at most 128)"
 
 
+class Secret(Type):
+    """A reference to a secret value on the host: a name, a colon, 16 digits of an HMAC (see secrets.py). What is
+    none is not shown: it may be the value itself."""
+
+    _pattern = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?:[0-9a-f]{16}")
+
+    def check(self, value: Any) -> str | None:
+        if isinstance(value, str) and self._pattern.fullmatch(value):
+            return None
+        return "<secret> is not a reference to a secret (a name, a colon, 16 hexadecimal digits)"
+
+
 class Prefixed(Type):
     """An address with its prefix length, such as 10.10.0.1/24."""
 
