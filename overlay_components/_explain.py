@@ -37,10 +37,11 @@ def _peer(raw: Mapping[str, Any], owner: Owner, name: str, made: Plan, lock: Loc
         for tunnel, facts in row["tunnels"].items():
             if name in facts["ends"]:
                 ends += 1
-                more = ", ".join(f"{key} {_text(value)}" for key, value in facts["more"].items())
+                more = [f"{key} {_text(value)}" for key, value in facts["more"].items() if key != "ends"]
                 others = ", ".join(end for end in facts["ends"] if end != name)
-                out.append(f"# segment {segment}, tunnel {tunnel}: {facts['kind']}, {more}; with {others}")
+                out.append(f"# segment {segment}, tunnel {tunnel}: {', '.join([facts['kind'], *more])}; with {others}")
                 out.append(f"#   mtu {row['mtu']}, subnets {_text(row['subnets'])}")
+                out += _mirrored(name, facts["more"].get("ends", {}))
     if not ends:
         return [*out, "# no tunnel has this end: there is nothing to type"]
     try:
@@ -50,6 +51,16 @@ def _peer(raw: Mapping[str, Any], owner: Owner, name: str, made: Plan, lock: Loc
         # What it shares with others (a VNI on several pairs) a Linux host could not do.
         return [*out, "# a Linux machine cannot be that end with these numbers: see above for what it has to speak"]
     return [*out, "# if it is a Linux machine:", *_modules(as_host), *_commands(as_host, marked=False)]
+
+
+def _mirrored(name: str, pairs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """What differs from pair to pair: the peer's own numbers, and those of the other end."""
+    out: list[str] = []
+    for ends in pairs.values():
+        for other in ends.keys() - {name} if name in ends else ():
+            own = ", ".join(f"{key} {value} ({other}: {ends[other][key]})" for key, value in ends[name].items())
+            out.append(f"#   to {other}: {own}")
+    return out
 
 
 def _managed(raw: Mapping[str, Any], name: str, made: Plan) -> dict[str, Any]:
