@@ -22,6 +22,7 @@ USAGE = """usage: overlay-agent VERB
   restore [WHICH]    make every stack's document true again (at boot); WHICH: docker, those with networks
                      of Docker's, which has to run; own, those without
   probe              what this host offers, as JSON
+  secrets            keep the secret values on standard input, for documents to refer to
   install            put this agent in place (run from the .pyz file)
   uninstall          remove the stack given on standard input, and the agent with the last one
   version            the version
@@ -66,13 +67,17 @@ def _guarded(verb: Callable[..., int]) -> Callable[..., int]:
 
 
 def _apply() -> int:
-    from overlay_agent import document, guard, host, store  # noqa: PLC0415
+    from overlay_agent import document, guard, host, secrets, store  # noqa: PLC0415
 
     wanted = document.load(sys.stdin.buffer.read(document.MAX_BYTES + 1))
     host.load_modules(wanted.modules())
     store_ = store.Store()
     with store_.locked(f"stack {wanted.owner.label}"):
-        return guard.transaction(wanted, store_, host.here(), _report)
+        code = guard.transaction(wanted, store_, host.here(), _report)
+        if code == 0:
+            # Not at `restore`, which may come between a new value and the document that has it.
+            store_.secrets(wanted.owner.label).keep(secrets.references(wanted.objects.values()))
+    return code
 
 
 def _remove(label: str | None = None) -> int:
@@ -83,6 +88,8 @@ def _remove(label: str | None = None) -> int:
     if old is None:
         old = _labelled(str(label))
     if old is None:
+        if _is_label(label):
+            store_.secrets(str(label)).keep(())  # those that came before a document that never did
         print(f"stack {label}: has nothing here; already removed", file=sys.stderr)
         return 0
     with store_.locked(f"stack {old.owner.label}"):
@@ -123,6 +130,7 @@ def _check(label: str | None = None) -> int:
                 from overlay_agent import docker_api  # noqa: PLC0415 - costs 15 ms where there is no Docker
 
                 drifted += [f"{wanted.host}: {why}" for why in [docker_api.missing()] if why]
+            kernel_.secrets = reconcile.secrets_of(wanted, store_)
             changes = reconcile.changes_for(bridges.resolved(wanted), kernel_, store_.read(name))
             drifted += [line for change in changes for line in change.drift()]
     for line in drifted:
@@ -140,6 +148,8 @@ def _show(label: str | None = None) -> int:
         kernel_ = kernel.Kernel()
         for name in [label] if label else store_.labels():
             wanted, out[name] = _document(store_, name), {}
+            if wanted:
+                kernel_.secrets = reconcile.secrets_of(wanted, store_)
             names = wanted.objects.keys() | reconcile.ours(kernel_, wanted.owner, store_.read(name)) if wanted else ()
             for one in sorted(names):
                 kinds = {wanted.objects[one].KIND} if one in wanted.objects else set()
@@ -194,6 +204,12 @@ def _probe() -> int:
     return 0
 
 
+def _secrets() -> int:
+    from overlay_agent import document, host, secrets, store  # noqa: PLC0415
+
+    return secrets.receive(sys.stdin.buffer.read(document.MAX_BYTES + 1), store.Store(), host.here(), _report)
+
+
 def _install(mode: str = "new") -> int:
     from overlay_agent import install  # noqa: PLC0415
 
@@ -219,8 +235,12 @@ def _document(store_: Any, label: str | None) -> Any:
 
     if label is None:
         return document.load(sys.stdin.buffer.read(document.MAX_BYTES + 1))
-    raw = store_.read(label) if label.count("/") == 1 and ".." not in label else None
+    raw = store_.read(label) if _is_label(label) else None
     return document.parse(raw) if raw else None
+
+
+def _is_label(label: str | None) -> bool:
+    return label is not None and label.count("/") == 1 and ".." not in label
 
 
 def _report(report: dict[str, Any]) -> None:
@@ -240,6 +260,7 @@ VERBS: dict[str, tuple[Callable[..., int], int]] = {
     "explain": (_guarded(_explain), 1),
     "restore": (_guarded(_restore), 1),
     "probe": (_guarded(_probe), 0),
+    "secrets": (_guarded(_secrets), 0),
     "install": (_guarded(_install), 1),
     "uninstall": (_guarded(_uninstall), 0),
     "version": (_version, 0),

@@ -62,6 +62,8 @@ def transaction(
         return 1 if plan.quiet else _undone(store, why)
     if not plan.quiet:
         store.write_journal(None)
+    if forget:
+        store.secrets(wanted.owner.label).keep(())
     return 0
 
 

@@ -11,9 +11,11 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+
+from overlay_agent.secrets import Secrets
 
 STATE = "/var/lib/overlay"
 LOCK = "/run/overlay.lock"
@@ -85,6 +87,10 @@ class Store:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
                     raise
+
+    def secrets(self, label: str, wanted: Iterable[str] = ()) -> Secrets:
+        """The stack's secret values; `wanted`: see Secrets."""
+        return Secrets(self._state, label, wanted)
 
     # -- what stacks share ------------------------------------------------------------------
 
