@@ -26,13 +26,13 @@ VNI_OFFSET, VNI_BITS = 96, 24
 #: Where the session id stands in an L2TPv3 packet straight in IP, in bits from its own header on
 #: (RFC 3931, section 4.1.1).
 SESSION_OFFSET, SESSION_BITS = 0, 32
-#: IP protocols without ports (assigned numbers), by the names that nft(8) and we have for them.
-NUMBERS = {"gre": 47, "l2tp": 115}
+#: IP protocols without ports, which not every host has names for.
+_NUMBERS = {"gre": 47, "l2tp": 115}
 #: Before the chains of others, which mostly stand at 0 (filter).
 PRIORITY = -10
 
 _PARTS: dict[str, fields.Type] = {
-    "protocol": fields.Choice(["udp", *NUMBERS]),
+    "protocol": fields.Choice(["udp", *_NUMBERS]),
     "port": fields.Integer(1, 65535),
     "vni": fields.Integer(1, 16777215),
     "session": fields.Integer(1, 0xFFFFFFFF),
@@ -133,9 +133,8 @@ class FirewallKind(TableKind):
 
 
 def _match(one: Mapping[str, Any]) -> str:
-    if one["protocol"] in NUMBERS:
-        # By number: their names are in a file that small systems lack.
-        match = f"meta l4proto {NUMBERS[one['protocol']]}"
+    if one["protocol"] in _NUMBERS:
+        match = f"meta l4proto {_NUMBERS[one['protocol']]}"
         return match + (f" @th,{SESSION_OFFSET},{SESSION_BITS} {one['session']}" if "session" in one else "")
     vni = f" @th,{VNI_OFFSET},{VNI_BITS} {one['vni']}" if "vni" in one else ""
     return f"{one['protocol']} dport {one['port']}{vni}"
@@ -187,7 +186,7 @@ def _parsed(expressions: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, s
         elif payload == {"base": "th", "offset": VNI_OFFSET, "len": VNI_BITS} and isinstance(right, int):
             one["vni"] = right
         elif match.get("left", {}).get("meta") == {"key": "l4proto"} and match.get("op") == "==":
-            one["protocol"] = next((name for name, number in NUMBERS.items() if right in (name, number)), None)
+            one["protocol"] = next((name for name, number in _NUMBERS.items() if right in (name, number)), None)
         elif payload == {"base": "th", "offset": SESSION_OFFSET, "len": SESSION_BITS} and isinstance(right, int):
             one["session"] = right
         elif payload.get("field") == "saddr":

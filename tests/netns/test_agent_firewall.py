@@ -157,8 +157,8 @@ def test_the_life_of_what_has_no_port(host):
     ]
     del allow["gt"]
     assert host.apply(wanted).lines == ["firewall: - gt gre from 1 peers"]
-    host.run("nft", "add", "rule", "inet", table(host), "input", "meta l4proto 47 drop comment gt")
-    assert host.agent("check", code=2).lines == ["firewall: has rule 2 unknown 0 from 0 peers that is not declared"]
+    host.run("nft", "add", "rule", "inet", table(host), "input", 'meta l4proto 47 drop comment "gt"')
+    assert host.agent("check", code=2).lines == ["firewall: has rule 4 unknown 0 from 0 peers that is not declared"]
 
 
 def test_its_life(host):
@@ -300,7 +300,7 @@ import sys
 from overlay_agent import nft
 from overlay_agent.kinds import Listens
 peers = ("2001:db8::12",) if sys.argv[2] == "6" else ("198.18.0.12", "198.18.0.13")
-print("\\n".join(nft.warnings("a", [Listens(sys.argv[1], None, peers)])))
+print(*nft.warnings("a", [Listens(sys.argv[1], None, peers)]), sep="\\n", end="")
 """
 
 
@@ -329,10 +329,10 @@ def test_what_has_no_port_is_named_by_its_protocol(host, protocol, number):
     ("protocol", "version", "command"),
     [
         ("gre", "4", "for peer in 198.18.0.12 198.18.0.13; do ufw allow proto gre from $peer; done"),
-        ("l2tp", "4", 'for peer in 198.18.0.12 198.18.0.13; do sed -i "/^COMMIT/i -A ufw-before-input -p 115 -s $peer -j '
-                      'ACCEPT" /etc/ufw/before.rules; done; ufw reload'),
-        ("l2tp", "6", 'for peer in 2001:db8::12; do sed -i "/^COMMIT/i -A ufw6-before-input -p 115 -s $peer -j ACCEPT" '
-                      "/etc/ufw/before6.rules; done; ufw reload"),
+        ("l2tp", "4", "sed -i '/^COMMIT/i -A ufw-before-input -p 115 -s 198.18.0.12,198.18.0.13 -j ACCEPT' "
+                      "/etc/ufw/before.rules; ufw reload"),
+        ("l2tp", "6", "sed -i '/^COMMIT/i -A ufw6-before-input -p 115 -s 2001:db8::12 -j ACCEPT' "
+                      "/etc/ufw/before6.rules; ufw reload"),
     ],
 )  # fmt: skip
 def test_ufw_is_told_of_what_has_no_port(host, protocol, version, command):
@@ -349,7 +349,7 @@ def test_firewalld_is_told_of_what_has_no_port(host):
     [line] = asked(host, "gre")
     assert line.endswith(
         'type: for peer in 198.18.0.12 198.18.0.13; do firewall-cmd --permanent --add-rich-rule="rule family=ipv4 '
-        'source address=$peer protocol value=47 accept"; done; firewall-cmd --reload'
+        'source address=$peer protocol value=gre accept"; done; firewall-cmd --reload'
     )
 
 
