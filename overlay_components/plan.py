@@ -20,12 +20,13 @@ from overlay_agent.diff import summary
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, Device, Spec
 from overlay_agent.kinds.firewall import Firewall
-from overlay_components import addressing, bridge, errors, mtu, names, routing, snippets, tunnel
+from overlay_components import addressing, bridge, errors, model, mtu, names, routing, snippets, tunnel
 from overlay_components.addressing import Book, Span
 from overlay_components.config import TUNNELS, Config, Segment
 from overlay_components.errors import ConfigErrors
 from overlay_components.foreign_bridge import ForeignBridge
 from overlay_components.lock import Lock, updated
+from overlay_components.secrets import NO_DIGITS, Secrets
 from overlay_components.tunnel import Attachment, End, Tunnel
 
 
@@ -114,17 +115,18 @@ class Plan:
         }
 
 
-def make_plan(config: Config, owner: Owner, lock: Lock | None = None) -> Plan:
-    """The plan of a checked configuration. `lock`: the addresses of containers that say none. Raises ConfigErrors
-    with everything that does not fit together."""
-    return _Planner(config, owner, lock or {}).plan()
+def make_plan(config: Config, owner: Owner, lock: Lock | None = None, secrets: Secrets | None = None) -> Plan:
+    """The plan of a checked configuration. `lock`: the addresses of containers that say none. `secrets` makes the
+    references to secret values and gets the values; none are in the plan. Raises ConfigErrors with everything that
+    does not fit together."""
+    return _Planner(config, owner, lock or {}, secrets or Secrets()).plan()
 
 
 def make_lock(config: Config, owner: Owner, lock: Lock, *, prune: bool = False) -> Lock:
     """The lock with an address for every container that needs one: what it has stays, unless no subnet holds it any
     more; the rest get the lowest that are free. `prune` drops what no container needs. Raises ConfigErrors as
     make_plan does."""
-    planner = _Planner(config, owner, lock, choose=True)
+    planner = _Planner(config, owner, lock, Secrets(), choose=True)
     planner.plan()
     wanted = {
         name: [c for c, options in segment.containers.items() if options.address is None]
@@ -162,8 +164,10 @@ class _Members:
 
 
 class _Planner:
-    def __init__(self, config: Config, owner: Owner, lock: Lock, *, choose: bool = False) -> None:
-        self.config, self.owner, self.lock = config, owner, lock
+    def __init__(
+        self, config: Config, owner: Owner, lock: Lock, secrets: Secrets, *, choose: bool = False
+    ) -> None:
+        self.config, self.owner, self.lock, self.secrets = config, owner, lock, secrets
         #: Whether containers without an address get one. What they got, by segment and container.
         self.choose = choose
         self.chosen: dict[str, dict[str, str]] = {name: {} for name in config.segments}
@@ -607,9 +611,15 @@ class _Planner:
 
             specs: list[Device] = []
             wrong: dict[str, str] = {}
+            secret = {
+                value: f"{key}-{segment.name}-{one.name}" for key, value in model.secrets_in(one.options).items()
+            }
             for at, spec in one.kind.devices(one, of_tunnel, self.wrong):
+                to_check = Secrets(unknown=NO_DIGITS).refer_all(at.host.name, spec, secret) if secret else spec
+                if secret:
+                    spec = self.secrets.refer_all(at.host.name, spec, secret)  # noqa: PLW2901 - as it will stand
                 specs.append(spec)
-                for sentence in _contradictions(spec):
+                for sentence in _contradictions(to_check):
                     wrong.setdefault(sentence.partition(":")[0], sentence)
                 self._add(at.host.name, at.device, _Made(one.where, spec, one.kind.claims(spec)))
                 self._allow(at, one, spec)
