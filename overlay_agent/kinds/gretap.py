@@ -190,12 +190,27 @@ class GretapKind(DeviceKind):
         return out + [f"{_identity(spec)} are those of {other} on this host, too; {_OWN_KEY}" for other in taken]
 
     def create(self, kernel: Kernel, name: str, spec: Any, mark: str, image: Mapping[str, Any]) -> None:
+        self._make_room(kernel, name, spec, mark)
         with _Taken(spec):
             super().create(kernel, name, spec, mark, image)
 
     def change(self, kernel: Kernel, name: str, spec: Any, found: Any, mark: str) -> None:
+        self._make_room(kernel, name, spec, mark)
         with _Taken(spec):
             super().change(kernel, name, spec, found, mark)
+        kernel.reread(name)
+
+    def _make_room(self, kernel: Kernel, name: str, spec: Any, mark: str) -> None:
+        """Gives another one of the stack a key for the moment, where it still has what this one is to have: two
+        peers may have exchanged their addresses."""
+        for other, link in list(kernel.links.items()):
+            if link.kind != self.name or other == name or link.alias != mark[: len(mark) - len(name)] + other:
+                continue
+            its = self.observe(kernel, link)
+            if (its.local, its.remote, its.key) == (spec.local, spec.remote, spec.key):
+                aside = dataclasses.replace(its, key=0xFFFFFFFF - link.index)
+                kernel.change_link(other, self.name, self.to_link(aside, self.always_sent, kernel.index_of), its.mtu)
+                kernel.reread(other)
 
 
 class Ip6GretapKind(GretapKind):
