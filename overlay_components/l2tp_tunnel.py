@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -25,6 +24,7 @@ from overlay_components import errors, model, names, tunnel
 from overlay_components.bridge import Bridge
 from overlay_components.component import TunnelArgs, TunnelComponent
 from overlay_components.model import Checked
+from overlay_components.secrets import Value
 from overlay_components.tunnel import Attachment, Claim, Tunnel
 
 #: Where ports are derived from: below what Linux gives to programs (ip_local_port_range, 32768 and up).
@@ -44,22 +44,8 @@ _WORDS = {
 }
 
 
-class Cookie(fields.Type):
-    """4 or 8 bytes in hexadecimal digits. The sentence on a wrong one does not show it: it is a secret."""
-
-    def check(self, value: Any) -> str | None:
-        """What is wrong, or None."""
-        if not isinstance(value, str):
-            return "not a text; write 8 or 16 hexadecimal digits (4 or 8 bytes), in quotes"
-        if re.fullmatch(r"([0-9A-Fa-f]{8}){1,2}", value):
-            return None
-        what = f"{len(value)} characters" if re.fullmatch(r"[0-9A-Fa-f]*", value) else "not hexadecimal"
-        return f"{what}; a cookie has 8 or 16 hexadecimal digits (4 or 8 bytes)"
-
-    def normal(self, value: Any) -> Any:
-        """In lower case."""
-        return value.lower()
-
+#: Of a cookie whose length is not known yet: no packet is too large, whichever it turns out to be.
+_COOKIE_BYTES = 8
 
 _End = Annotated[str, Checked(model.Name())]
 
@@ -76,8 +62,8 @@ class L2tpOptions(tunnel.TunnelOptions):
     ports: dict[_End, Annotated[int, Checked(PORT)]] = pydantic.Field(
         default={}, description="By end, where there are two: each one's UDP port; default: derived, 20000 to 29999"
     )
-    cookie: Annotated[str | None, Checked(fields.optional(Cookie()))] = pydantic.Field(
-        default=None, description="A secret that every packet carries: 8 or 16 hexadecimal digits"
+    cookie: Annotated[Value | None, Checked(fields.optional(model.SecretHex(4, 8)))] = pydantic.Field(
+        default=None, description="A secret that every packet carries, both ways: 8 or 16 hexadecimal digits"
     )
 
 
@@ -91,7 +77,8 @@ class L2tpTunnelKind(tunnel.TunnelKind):
 
     def overhead(self, options: Any, version: int) -> int:
         """By encapsulation: 42 (ip) or 54 (udp) bytes over IPv4, 20 more over IPv6; and the cookie."""
-        return overhead(version, options.encap, len(options.cookie or "") // 2)
+        cookie: Value | None = options.cookie
+        return overhead(version, options.encap, (cookie.length or _COOKIE_BYTES) if cookie else 0)
 
     def udp_ports(self, tunnel: Tunnel) -> Mapping[str, set[int]]:
         """Those that were said."""
@@ -124,6 +111,7 @@ class L2tpTunnelKind(tunnel.TunnelKind):
         if len(wrong) > before:
             return
         values = model.values_of(tunnel.options, L2tp, leave_out=_PLANNED)
+        cookie: Any = tunnel.options.cookie
         for at in tunnel.attachments():
             [(peer, remote)] = at.peers.items()
             own, theirs = tunnel.numbers[at.label, at.host.name], tunnel.numbers[at.label, peer]
@@ -140,6 +128,9 @@ class L2tpTunnelKind(tunnel.TunnelKind):
                     peer_session_id=theirs["session_id"],
                     local_port=own.get("port"),
                     remote_port=theirs.get("port"),
+                    # The planner puts references in their place.
+                    cookie=cookie,
+                    peer_cookie=cookie,
                 ),
             )
 
