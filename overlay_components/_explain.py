@@ -13,16 +13,17 @@ from overlay_components import config, errors, plan
 from overlay_components.errors import ConfigErrors
 from overlay_components.lock import Lock
 from overlay_components.plan import Plan
+from overlay_components.secrets import NO_DIGITS, SHOWN, Secrets
 
 
 def lines(raw: Mapping[str, Any], owner: Owner, name: str, lock: Lock) -> list[str]:
     """The commands, with comments, for that host or peer. Raises ConfigErrors."""
     checked = config.load_config(raw)
-    made = plan.make_plan(checked, owner, lock)
+    made = plan.make_plan(checked, owner, lock, Secrets(unknown=NO_DIGITS))
     if name in made.documents:
         wanted = document.parse(made.documents[name])
         head = [f"# {owner.label} on {name}, by hand; `pulumi up` does it, and can undo it"]
-        return [*head, *_modules(wanted), *_commands(wanted, marked=True)]
+        return [*head, *_modules(wanted), *map(_without_digits, _commands(wanted, marked=True))]
     if name not in checked.peers:
         known = errors.instead(name, [*checked.hosts, *checked.peers])
         raise ConfigErrors([f"HOST: unknown host {name!r}; {known}"])
@@ -46,11 +47,12 @@ def _peer(raw: Mapping[str, Any], owner: Owner, name: str, made: Plan, lock: Loc
         return [*out, "# no tunnel has this end: there is nothing to type"]
     try:
         managed = config.load_config(_managed(raw, name, made))
-        as_host = document.parse(plan.make_plan(managed, owner, lock).documents[name])
+        as_host = document.parse(plan.make_plan(managed, owner, lock, Secrets(unknown=NO_DIGITS)).documents[name])
     except (ConfigErrors, document.DocumentError):
         # What it shares with others (a VNI on several pairs) a Linux host could not do.
         return [*out, "# a Linux machine cannot be that end with these numbers: see above for what it has to speak"]
-    return [*out, "# if it is a Linux machine:", *_modules(as_host), *_commands(as_host, marked=False)]
+    commands = map(_without_digits, _commands(as_host, marked=False))
+    return [*out, "# if it is a Linux machine:", *_modules(as_host), *commands]
 
 
 def _mirrored(name: str, pairs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
@@ -86,6 +88,11 @@ def _managed(raw: Mapping[str, Any], name: str, made: Plan) -> dict[str, Any]:
             # What Docker or LXD does on the hosts is not the peer's: any bridge will do there.
             out["segments"][segment]["bridge"] = {k: v for k, v in bridge.items() if k not in ("attach", "docker")}
     return out
+
+
+def _without_digits(line: str) -> str:
+    """Only Pulumi's state knows the key that makes them."""
+    return line.replace(f":{NO_DIGITS}", f":{SHOWN}")
 
 
 def _modules(wanted: Document) -> list[str]:
