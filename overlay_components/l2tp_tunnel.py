@@ -24,7 +24,7 @@ from overlay_components import errors, model, names, tunnel
 from overlay_components.bridge import Bridge
 from overlay_components.component import TunnelArgs, TunnelComponent
 from overlay_components.model import Checked
-from overlay_components.secrets import Value
+from overlay_components.secrets import SHOWN, Value
 from overlay_components.tunnel import Attachment, Claim, Tunnel
 
 #: Where ports are derived from: below what Linux gives to programs (ip_local_port_range, 32768 and up).
@@ -151,7 +151,8 @@ class L2tpTunnelKind(tunnel.TunnelKind):
             for label, pair in tunnel.pairs.items()
             if not all(tunnel.ends[end].managed for end in pair) and tunnel.numbers
         }
-        return {"encap": tunnel.options.encap, **({"ends": ends} if ends else {})}
+        cookie = {"cookie": SHOWN} if tunnel.options.cookie else {}
+        return {"encap": tunnel.options.encap, **cookie, **({"ends": ends} if ends else {})}
 
     def told_by(self, spec: L2tp) -> dict[str, Any]:
         """Straight in IP, the session."""
@@ -203,9 +204,8 @@ def _check(tunnel: Tunnel, wrong: list[str]) -> None:
                 f"{place}: the tunnel has {what}; only one with one pair takes them: leave it out, and all are derived"
             )
             continue
-        wrong += [
-            f"{place}: unknown end {end!r}; {errors.instead(end, tunnel.ends)}" for end in said if end not in tunnel.ends
-        ]
+        unknown = [end for end in said if end not in tunnel.ends]
+        wrong += [f"{place}: unknown end {end!r}; {errors.instead(end, tunnel.ends)}" for end in unknown]
         missing = [end for end in tunnel.ends if end not in said]
         if missing:
             wrong.append(f"{place}: none for {errors.listed(missing)}; give one to each end, or leave it out")

@@ -29,7 +29,6 @@ from overlay_components.lock import Lock, updated
 from overlay_components.secrets import NO_DIGITS, Secrets
 from overlay_components.tunnel import Attachment, End, Tunnel
 
-
 #: Of DHCP and DHCPv6.
 _DHCP_PORTS = (67, 547)
 
