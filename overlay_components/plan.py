@@ -624,7 +624,10 @@ class _Planner:
                 self._allow(at, one, spec)
             self.wrong += [f"{one.where}.{sentence}" for sentence in wrong.values()]
             rows[one.name] = TunnelRow(
-                kind=one.options.kind, topology=one.options.topology, ends=list(one.ends), more=one.kind.facts(one, specs)
+                kind=one.options.kind,
+                topology=one.options.topology,
+                ends=list(one.ends),
+                more=one.kind.facts(one, specs),
             )
         return rows
 

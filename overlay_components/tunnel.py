@@ -207,8 +207,8 @@ class Tunnel:
             yield Attachment(end, self.base, "", peers)
 
     def edges(self) -> Iterator[tuple[str, str]]:
-        """The tunnel as a graph for the loop check. One device a host is a switch between the hosts, and so are a mesh's
-        isolated ports: what came out of the tunnel is never sent back into it (rule 12)."""
+        """The tunnel as a graph for the loop check. One device a host is a switch between the hosts, and so are a
+        mesh's isolated ports: what came out of the tunnel is never sent back into it (rule 12)."""
         if self.pairs and not self.isolated:
             yield from ((b, a) for a, b in self.pairs.values())
         else:
@@ -436,8 +436,9 @@ def split(tunnels: Sequence[Tunnel], wrong: list[str]) -> None:
         shared = [host.name for host in second.hosts if host.name in first.ends]
         if shared:
             wrong.append(
-                f"{second.where}: meets {first.where} on {errors.listed(shared)}, and the ports of meshes pass nothing to "
-                "each other, so that nothing loops; join all ends in one mesh, or make one of them topology: hub or pairs"
+                f"{second.where}: meets {first.where} on {errors.listed(shared)}, and the ports of meshes pass nothing "
+                "to each other, so that nothing loops; join all ends in one mesh, or make one of them topology: hub or "
+                "pairs"
             )
 
 

@@ -38,7 +38,7 @@ sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding
 ps -e -o comm= | grep -xE 'dnsmasq|keepalived' | sort
 ls -A /etc/systemd/system /run/overlay 2>/dev/null
 """
-#: Devices that the kernel makes in every namespace as soon as GRE's module is there (ip-sysctl, fb_tunnels_only_for_init_net).
+#: What the kernel makes in every namespace as soon as GRE's module is there (fb_tunnels_only_for_init_net).
 FALLBACK = {"gre0", "gretap0", "erspan0", "ip6gre0"}
 #: By kind of tunnel: what it takes of the underlay's MTU over IPv4 and IPv6, and how its devices' names begin.
 TUNNELS = {"vxlan": ({4: 50, 6: 70}, "vx"), "gretap": ({4: 38, 6: 58}, "gt"), "l2tp": ({4: 54, 6: 74}, "l2")}

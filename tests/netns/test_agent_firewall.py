@@ -295,6 +295,7 @@ def test_firewalld_is_named(host):
     ) in host.apply(usual()).lines
 
 
+BEFORE = "sed -i '/^COMMIT/i -A ufw{0}-before-input -p 115 -s {1} -j ACCEPT' /etc/ufw/before{0}.rules; ufw reload"
 ASK = """
 import sys
 from overlay_agent import nft
@@ -316,8 +317,8 @@ def test_what_has_no_port_is_named_by_its_protocol(host, protocol, number):
     )
     [warning] = asked(host, protocol)
     assert warning == (
-        f"a: the nftables chain ip filter INPUT drops what it does not know, and {protocol} is not in it, so no packet of "
-        f"the tunnel may come in; type: nft insert rule ip filter INPUT ip saddr '{{ 198.18.0.12, 198.18.0.13 }}' meta "
+        f"a: the nftables chain ip filter INPUT drops what it does not know, and {protocol} is not in it, so no packet "
+        f"of the tunnel may come in; type: nft insert rule ip filter INPUT ip saddr '{{ 198.18.0.12, 198.18.0.13 }}' meta "
         f"l4proto {number} accept"
     )
     assert asked(host, protocol, "6") == []
@@ -329,12 +330,10 @@ def test_what_has_no_port_is_named_by_its_protocol(host, protocol, number):
     ("protocol", "version", "command"),
     [
         ("gre", "4", "for peer in 198.18.0.12 198.18.0.13; do ufw allow proto gre from $peer; done"),
-        ("l2tp", "4", "sed -i '/^COMMIT/i -A ufw-before-input -p 115 -s 198.18.0.12,198.18.0.13 -j ACCEPT' "
-                      "/etc/ufw/before.rules; ufw reload"),
-        ("l2tp", "6", "sed -i '/^COMMIT/i -A ufw6-before-input -p 115 -s 2001:db8::12 -j ACCEPT' "
-                      "/etc/ufw/before6.rules; ufw reload"),
+        ("l2tp", "4", BEFORE.format("", "198.18.0.12,198.18.0.13")),
+        ("l2tp", "6", BEFORE.format(6, "2001:db8::12")),
     ],
-)  # fmt: skip
+)
 def test_ufw_is_told_of_what_has_no_port(host, protocol, version, command):
     for family in ("ip", "ip6"):
         host.run("nft", f"add table {family} filter; add chain {family} filter INPUT {{ type filter hook input "

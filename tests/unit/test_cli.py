@@ -293,8 +293,8 @@ def test_explain_a_peer_of_a_segment_with_a_router(overlay, tmp_path):
 
 def test_explain_a_peer_of_tunnels_with_two_ends(overlay, tmp_path):
     """What the peer has to be told is what its hosts are told, mirrored; secrets are not printed."""
-    tunnels = """        t: {kind: l2tp, endpoints: [a, r], tunnelIds: {a: 1000, r: 2000}, sessionIds: {a: 3000, r: 4000},
-            ports: {a: 6000, r: 5000}, cookie: 0123456789abcdef}
+    tunnels = """        t: {kind: l2tp, endpoints: [a, r], tunnelIds: {a: 1000, r: 2000},
+            sessionIds: {a: 3000, r: 4000}, ports: {a: 6000, r: 5000}, cookie: 0123456789abcdef}
         g: {kind: gretap, topology: hub, hub: b, endpoints: [b, r], key: 5, ttl: 255}
 """
     head, _, tail = PEER.partition("      tunnels: {mesh: {kind: vxlan, vni: 42, endpoints: [a, b, r]}}\n")

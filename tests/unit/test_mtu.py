@@ -41,7 +41,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("tunnel", "over4", "over6"), KINDS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("tunnel", "over4", "over6"), KINDS, ids=str)
 def test_what_each_encapsulation_takes(tunnel, over4, over6):
     for version, overhead in ((4, over4), (6, over6)):
         assert mtu_of({"tunnels": {"t": tunnel}}, 1500, 1500, version=version) == 1500 - overhead

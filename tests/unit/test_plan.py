@@ -216,11 +216,12 @@ class TestProperties:
                         assert spec.isolated == (spec.KIND != "vxlan" and tunnel["topology"] == "mesh")
 
 
-class TestL2tpNumbers:
-    HOSTS = {name: {"address": f"192.0.2.{n}"} for n, name in enumerate("abcd", 11)}
+HOSTS = {name: {"address": f"192.0.2.{n}"} for n, name in enumerate("abcd", 11)}
 
+
+class TestL2tpNumbers:
     def numbers(self, **segments):
-        plan = plan_of({"hosts": self.HOSTS, "segments": segments})
+        plan = plan_of({"hosts": HOSTS, "segments": segments})
         return {
             (host, name): (spec.tunnel_id, spec.session_id, spec.local_port)
             for host, devices in plan.devices.items()
@@ -237,7 +238,7 @@ class TestL2tpNumbers:
     def test_what_falls_together_is_parted(self, monkeypatch):
         """With a hash that knows few numbers; ports of other tunnels and said ones are kept off."""
         few = names.number
-        monkeypatch.setattr(names, "number", lambda low, high, *key: few(low, low + 7, *key))
+        monkeypatch.setattr(names, "number", lambda low, _, *key: few(low, low + 7, *key))
         app = {"hosts": ["a", "b"], "tunnels": {"m": {"kind": "l2tp", "ports": {"a": 20001, "b": 20001},
                "tunnelIds": {"a": 3, "b": 3}}}}  # fmt: skip
         vx = {"hosts": ["a", "c"], "tunnels": {"x": {"kind": "vxlan", "vni": 1, "port": 20002}}}
@@ -252,7 +253,7 @@ class TestL2tpNumbers:
         assert not {numbers[0] for numbers in derived} & {3}
 
     def test_other_stacks_have_other_numbers(self):
-        raw = {"hosts": self.HOSTS, "segments": {"app": {"tunnels": {"m": {"kind": "l2tp"}}}}}
+        raw = {"hosts": HOSTS, "segments": {"app": {"tunnels": {"m": {"kind": "l2tp"}}}}}
         one, two = (
             {spec.tunnel_id for spec in make_plan(load_config(raw), Owner("p", stack, "0")).devices["a"].values()
              if spec.KIND == "l2tp"}
