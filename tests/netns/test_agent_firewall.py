@@ -318,8 +318,8 @@ def test_what_has_no_port_is_named_by_its_protocol(host, protocol, number):
     [warning] = asked(host, protocol)
     assert warning == (
         f"a: the nftables chain ip filter INPUT drops what it does not know, and {protocol} is not in it, so no packet "
-        f"of the tunnel may come in; type: nft insert rule ip filter INPUT ip saddr '{{ 198.18.0.12, 198.18.0.13 }}' meta "
-        f"l4proto {number} accept"
+        f"of the tunnel may come in; type: nft insert rule ip filter INPUT ip saddr '{{ 198.18.0.12, 198.18.0.13 }}' "
+        f"meta l4proto {number} accept"
     )
     assert asked(host, protocol, "6") == []
     host.run("sh", "-c", warning.partition("type: ")[2])
