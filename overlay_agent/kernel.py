@@ -19,10 +19,13 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from overlay_agent.errors import KernelError
 from overlay_agent.secrets import Secrets
+
+if TYPE_CHECKING:
+    from overlay_agent.genl import Family
 
 
 def _prepare_pyroute2() -> None:
@@ -71,6 +74,8 @@ SCOPE_LINK = 253
 FOREVER = 0xFFFFFFFF
 #: Requests sent together. Bounded, so that their answers fit into the socket's buffer.
 BATCH = 200
+#: Shows that the module is there, without which no host has a tunnel of L2TP's.
+L2TP_LOADED = "/sys/module/l2tp_netlink"
 
 
 _vxlan: Any = ifinfmsg.ifinfo.data_map["vxlan"]
@@ -89,7 +94,22 @@ class _Vxlan(_vxlan):  # type: ignore[misc]
         fields = (("low", ">H"), ("high", ">H"))
 
 
-ifinfmsg.ifinfo.register_link_kind(module={"vxlan": _Vxlan})
+_gre: Any = ifinfmsg.ifinfo.data_map["gretap"]
+
+
+class _Gretap(_gre):  # type: ignore[misc]
+    """The flags are big-endian numbers."""
+
+    nla_map = tuple((name, "be16" if form == "gre_flags" else form) for name, form in _gre.nla_map)
+
+
+class _Ip6Gretap(_gre):  # type: ignore[misc]
+    """The same attributes, which linux/if_tunnel.h calls the same, with other addresses."""
+
+    nla_map = tuple((name, "ip6addr" if form == "ip4addr" else form) for name, form in _Gretap.nla_map)
+
+
+ifinfmsg.ifinfo.register_link_kind(module={"vxlan": _Vxlan, "gretap": _Gretap, "ip6gretap": _Ip6Gretap})
 
 
 @dataclasses.dataclass
@@ -131,36 +151,142 @@ class Route:
     text: str
 
 
-class Kernel:
-    """One netlink socket in the current network namespace.
+class Netlink:
+    """One netlink socket in the current network namespace. `after_request` is called after each request
+    that changes something (tests kill the agent there)."""
 
-    `links` holds every device, read once by `refresh` and kept up to date by the requests of this
-    object. `after_request` is called after each request that changes something (tests kill the
-    agent there).
-    """
-
-    def __init__(self, after_request: Callable[[], None] | None = None) -> None:
+    def __init__(self, protocol: int, after_request: Callable[[], None] | None = None) -> None:
         self.after_request = after_request
-        #: The secret values of the stack at hand; none until whoever knows the stack sets it.
-        self.secrets = Secrets()
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
         self._socket.bind((0, 0))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
             with suppress(OSError):  # before Linux 4.20: errors without a sentence, dumps unfiltered
                 self._socket.setsockopt(SOL_NETLINK, option, 1)
         self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def reached(self) -> None:
+        """Marks the end of a request that changed something."""
+        if self.after_request:
+            self.after_request()
+
+    def _change(self, what: str, type_: int, messages: list[Any], flags: int = 0) -> None:
+        # A test that kills the agent after each request needs them one by one.
+        size = 1 if self.after_request else BATCH
+        for start in range(0, len(messages), size):
+            self._exchange(what, type_, messages[start : start + size], NLM_F_ACK | flags)
+            self.reached()
+
+    def _dump(self, type_: int, message: Any) -> Iterator[Any]:
+        return (_decoded(type(message), body) for body in self._dump_raw(type_, message))
+
+    def _dump_raw(self, type_: int, message: Any) -> list[bytes]:
+        for _ in range(5):
+            found, interrupted = [], False
+            self._send(type_, [message], NLM_F_DUMP)
+            for answer_type, flags, body in self._answers():
+                interrupted |= bool(flags & NLM_F_DUMP_INTR)
+                if answer_type == NLMSG_DONE:
+                    break
+                if answer_type == NLMSG_ERROR:
+                    _raise(f"dump {type_}", body)
+                found.append(body)
+            if not interrupted:
+                return found
+        raise KernelError(f"dump {type_}", errno.EINTR, "the table changed at each of 5 attempts to read it; try again")
+
+    def _exchange(self, what: str, type_: int, messages: list[Any], flags: int) -> list[Any]:
+        """Sends requests together and reads the answer to each. Raises the first refusal, after
+        all answers were read, so that the socket is in step again."""
+        first = self._sequence + 1
+        self._send(type_, messages, flags)
+        refusal: KernelError | None = None
+        found: list[Any] = []
+        waiting = set(range(first, first + len(messages)))
+        answers = self._answers(with_sequence=True)
+        while waiting:
+            answer_type, sequence, body = next(answers)
+            waiting.discard(sequence)
+            if answer_type == NLMSG_ERROR:
+                try:
+                    _raise(what, body)
+                except KernelError as error:
+                    refusal = refusal or error
+            else:
+                found.append(_decoded(type(messages[0]), body))
+        if refusal:
+            raise refusal
+        return found
+
+    def _send(self, type_: int, messages: list[Any], flags: int) -> None:
+        out = bytearray()
+        for message in messages:
+            self._sequence += 1
+            if isinstance(message, bytes):
+                head = (16 + len(message), type_, NLM_F_REQUEST | flags, self._sequence, 0)
+                out += struct.pack("=IHHII", *head) + message
+                continue
+            message["header"] = {
+                "type": type_,
+                "flags": NLM_F_REQUEST | flags,
+                "sequence_number": self._sequence,
+                "pid": 0,
+            }
+            message.reset()
+            message.encode()
+            out += message.data
+        self._socket.send(out)
+
+    def _answers(self, with_sequence: bool = False) -> Iterator[tuple[int, int, bytes]]:
+        while True:
+            data = self._socket.recv(1 << 18)
+            offset = 0
+            while offset < len(data):
+                length, type_, flags, sequence = struct.unpack_from("=IHHI", data, offset)
+                yield type_, sequence if with_sequence else flags, data[offset : offset + length]
+                offset += (length + 3) & ~3
+
+
+class Kernel(Netlink):
+    """Devices, addresses, forwarding entries and routes of the current network namespace.
+
+    `links` holds every device, read once by `refresh` and kept up to date by the requests of this
+    object.
+    """
+
+    def __init__(self, after_request: Callable[[], None] | None = None) -> None:
+        super().__init__(socket.NETLINK_ROUTE, after_request)
+        self._generic: dict[str, Any] = {}
+        #: The secret values of the stack at hand; none until whoever knows the stack sets it.
+        self.secrets = Secrets()
         self.links: dict[str, Link] = {}
         self.name_of: dict[int, str] = {}
         self.index_of: dict[str, int] = {}
         #: What other programs of the host listed in this look, by program; whoever changes it takes it out.
         self.listings: dict[str, Any] = {}
+        #: L2TP's tunnels, by id (l2tp.py).
+        self.tunnels: dict[int, Any] = {}
         self._addresses: dict[int, list[str]] = {}
         self._deleted_routes: set[str] = set()
         self.refresh()
 
     def close(self) -> None:
-        self._socket.close()
+        super().close()
+        for family in self._generic.values():
+            family.close()
+
+    def generic(self, name: str) -> Family:
+        """The family of generic netlink of that name, as genl.FAMILIES has it. Raises KernelError where its module
+        is not loaded."""
+        from overlay_agent.genl import Family  # noqa: PLC0415 - costs 5 ms, and few hosts need it
+
+        if name not in self._generic:
+            self._generic[name] = Family(name, self.after_request)
+        family: Family = self._generic[name]
+        return family
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -174,6 +300,11 @@ class Kernel:
             self.links[link.name] = link
             self.name_of[link.index] = link.name
             self.index_of[link.name] = link.index
+        self.tunnels = {}
+        if os.path.isdir(L2TP_LOADED):
+            from overlay_agent import l2tp  # noqa: PLC0415 - costs 5 ms, and few hosts have any
+
+            l2tp.look(self)
         for message in self._dump(RTM_GETADDR, ifaddrmsg()):
             address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             if message["scope"] != SCOPE_LINK:
@@ -258,11 +389,11 @@ class Kernel:
         message["attrs"] = [_address_generation(link_local)]
         self._change(f"{name}: set addrgenmode", RTM_NEWLINK, [message])
 
-    def change_link(self, name: str, kind: str, data: Mapping[str, Any]) -> None:
-        """Changes a device's own attributes in place."""
+    def change_link(self, name: str, kind: str, data: Mapping[str, Any], mtu: int) -> None:
+        """Changes a device's own attributes in place. Without an MTU some kinds choose one of their own."""
         message = _link_request(self.index_of[name])
         info = {"attrs": [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", {"attrs": list(data.items())})]}
-        message["attrs"] = [("IFLA_LINKINFO", info)]
+        message["attrs"] = [("IFLA_MTU", mtu), ("IFLA_LINKINFO", info)]
         self._change(f"{name}: change {kind}", RTM_NEWLINK, [message])
 
     def set_link(self, name: str, mtu: int, mac: str) -> None:
@@ -298,9 +429,21 @@ class Kernel:
         except KernelError as error:
             if error.code != errno.ENODEV:
                 raise
-        for table in (self.links, self.index_of):
-            table.pop(name, None)
-        self.name_of.pop(index, None)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self.links.pop(name, None)
+        self.name_of.pop(self.index_of.pop(name, 0), None)
+
+    def reread(self, name: str) -> Link | None:
+        """Reads a device anew that others than `create_link` made, or removed."""
+        try:
+            self._reread(name)
+        except KernelError as error:
+            if error.code != errno.ENODEV:
+                raise
+            self._forget(name)
+        return self.links.get(name)
 
     def set_addresses(self, name: str, have: Iterable[str], want: Iterable[str]) -> None:
         """Adds and removes addresses (each with its prefix length)."""
@@ -393,12 +536,7 @@ class Kernel:
             self.reached()
         return []
 
-    def reached(self) -> None:
-        """Marks the end of a request that changed something."""
-        if self.after_request:
-            self.after_request()
-
-    # -- transport --------------------------------------------------------------------------
+    # -- reading again ----------------------------------------------------------------------
 
     def _reread(self, name: str) -> None:
         request = ifinfmsg()
@@ -407,82 +545,6 @@ class Kernel:
         link = _link(message)
         self.links[name] = link
         self.name_of[link.index], self.index_of[name] = name, link.index
-
-    def _change(self, what: str, type_: int, messages: list[Any], flags: int = 0) -> None:
-        # A test that kills the agent after each request needs them one by one.
-        size = 1 if self.after_request else BATCH
-        for start in range(0, len(messages), size):
-            self._exchange(what, type_, messages[start : start + size], NLM_F_ACK | flags)
-            self.reached()
-
-    def _dump(self, type_: int, message: Any) -> Iterator[Any]:
-        return (_decoded(type(message), body) for body in self._dump_raw(type_, message))
-
-    def _dump_raw(self, type_: int, message: Any) -> list[bytes]:
-        for _ in range(5):
-            found, interrupted = [], False
-            self._send(type_, [message], NLM_F_DUMP)
-            for answer_type, flags, body in self._answers():
-                interrupted |= bool(flags & NLM_F_DUMP_INTR)
-                if answer_type == NLMSG_DONE:
-                    break
-                if answer_type == NLMSG_ERROR:
-                    _raise(f"dump {type_}", body)
-                found.append(body)
-            if not interrupted:
-                return found
-        raise KernelError(f"dump {type_}", errno.EINTR, "the table changed at each of 5 attempts to read it; try again")
-
-    def _exchange(self, what: str, type_: int, messages: list[Any], flags: int) -> list[Any]:
-        """Sends requests together and reads the answer to each. Raises the first refusal, after
-        all answers were read, so that the socket is in step again."""
-        first = self._sequence + 1
-        self._send(type_, messages, flags)
-        refusal: KernelError | None = None
-        found: list[Any] = []
-        waiting = set(range(first, first + len(messages)))
-        answers = self._answers(with_sequence=True)
-        while waiting:
-            answer_type, sequence, body = next(answers)
-            waiting.discard(sequence)
-            if answer_type == NLMSG_ERROR:
-                try:
-                    _raise(what, body)
-                except KernelError as error:
-                    refusal = refusal or error
-            else:
-                found.append(_decoded(type(messages[0]), body))
-        if refusal:
-            raise refusal
-        return found
-
-    def _send(self, type_: int, messages: list[Any], flags: int) -> None:
-        out = bytearray()
-        for message in messages:
-            self._sequence += 1
-            if isinstance(message, bytes):
-                head = (16 + len(message), type_, NLM_F_REQUEST | flags, self._sequence, 0)
-                out += struct.pack("=IHHII", *head) + message
-                continue
-            message["header"] = {
-                "type": type_,
-                "flags": NLM_F_REQUEST | flags,
-                "sequence_number": self._sequence,
-                "pid": 0,
-            }
-            message.reset()
-            message.encode()
-            out += message.data
-        self._socket.send(out)
-
-    def _answers(self, with_sequence: bool = False) -> Iterator[tuple[int, int, bytes]]:
-        while True:
-            data = self._socket.recv(1 << 18)
-            offset = 0
-            while offset < len(data):
-                length, type_, flags, sequence = struct.unpack_from("=IHHI", data, offset)
-                yield type_, sequence if with_sequence else flags, data[offset : offset + length]
-                offset += (length + 3) & ~3
 
 
 class _Route:

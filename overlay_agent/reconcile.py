@@ -86,9 +86,12 @@ def found(kernel: Kernel, name: str, mark: str, kinds: set[str]) -> Any:
         spec = KINDS[service].find(kernel, name, mark)
         if spec is not None:
             return spec
-    link = None if services else kernel.links.get(name)
-    kind = KINDS.get(link.kind) if link else None
-    return kind.find(kernel, name, mark) if kind else None
+    if services:
+        return None
+    link = kernel.links.get(name)
+    # What is there in part may not have its device yet.
+    there = ({link.kind} & KINDS.keys()) if link else kinds
+    return next((spec for kind in sorted(there) for spec in [KINDS[kind].find(kernel, name, mark)] if spec), None)
 
 
 def stored_objects(raw: Raw | None) -> Raw:

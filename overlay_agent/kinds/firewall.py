@@ -1,7 +1,9 @@
-"""What may reach the tunnels' ports: the peers, and nobody else (nft(8)).
+"""What may reach the tunnels: the peers, and nobody else (nft(8)).
 
 A table of our own per stack, replaced as a whole in one transaction of the kernel. It judges only
-packets that carry this stack's VNI: another network on the same port is its own stack's business.
+packets that carry this stack's VNI or session: another network on the same port is its own stack's
+business. A GRE tunnel has nothing of that kind, and takes its own peer's packets only; so there is
+nobody to keep out, and a rule against others would hit other stacks' tunnels.
 """
 
 from __future__ import annotations
@@ -21,19 +23,30 @@ if TYPE_CHECKING:
 #: Where the VNI stands in a VXLAN packet, in bits from its UDP header on: 8 bytes of UDP, then 8
 #: bits of flags and 24 reserved (RFC 7348, section 5).
 VNI_OFFSET, VNI_BITS = 96, 24
+#: Where the session id stands in an L2TPv3 packet straight in IP, in bits from its own header on
+#: (RFC 3931, section 4.1.1).
+SESSION_OFFSET, SESSION_BITS = 0, 32
+#: IP protocols without ports, which not every host has names for.
+_NUMBERS = {"gre": 47, "l2tp": 115}
 #: Before the chains of others, which mostly stand at 0 (filter).
 PRIORITY = -10
 
 _PARTS: dict[str, fields.Type] = {
-    "protocol": fields.Choice(["udp"]),
+    "protocol": fields.Choice(["udp", *_NUMBERS]),
     "port": fields.Integer(1, 65535),
     "vni": fields.Integer(1, 16777215),
+    "session": fields.Integer(1, 0xFFFFFFFF),
     "peers": fields.Peers(),
 }
+#: By protocol, what an entry has beside its peers, and which of it may be left out.
+_HAS = {"udp": ("port", "vni"), "gre": (), "l2tp": ("session",)}
+_MAY = ("vni",)
+_ALWAYS = ("protocol", "peers")
 
 
 class Allowed(fields.Type):
-    """By tunnel: protocol, port, VNI (left out: any) and the peers whose packets are let in."""
+    """By tunnel: protocol, what tells its packets from others' (port, VNI, session; as _HAS says) and the peers whose
+    packets are let in."""
 
     def check(self, value: Any) -> str | None:
         if not isinstance(value, dict):
@@ -45,7 +58,10 @@ class Allowed(fields.Type):
         if wrong or not isinstance(one, dict):
             return [wrong or f"{one!r} is not an object"]
         out = [f"{key!r} is unknown; known are {', '.join(_PARTS)}" for key in one if key not in _PARTS]
-        out += [f"{key} is missing" for key in _PARTS if key not in one and key != "vni"]
+        protocol = one.get("protocol")
+        own = _HAS.get(protocol if isinstance(protocol, str) else "", _HAS["udp"])
+        out += [f"{key} is missing" for key in ("protocol", *own, "peers") if key not in one and key not in _MAY]
+        out += [f"{key}: {protocol} has none; leave it out" for key in _PARTS if key in one.keys() - {*own, *_ALWAYS}]
         checked = ((key, type_.check(one[key])) for key, type_ in _PARTS.items() if key in one)
         out += [f"{key}: {error}" for key, error in checked if error]
         if not out and len({":" in address for address in one["peers"].values()}) > 1:
@@ -72,8 +88,9 @@ class Allowed(fields.Type):
 def _text(one: Mapping[str, Any] | None) -> str | None:
     if one is None:
         return None
-    vni = f" vni {one['vni']}" if "vni" in one else ""
-    return f"{one['protocol']} {one['port']}{vni} from {len(one['peers'])} peers"
+    words = [str(one["protocol"]), *([str(one["port"])] if "port" in one else [])]
+    words += [f"{key} {one[key]}" for key in ("vni", "session") if key in one]
+    return f"{' '.join(words)} from {len(one['peers'])} peers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +122,22 @@ class FirewallKind(TableKind):
         for name, one in sorted(spec.allow.items()):
             if _PARTS["protocol"].check(one["protocol"]):
                 continue  # what was found and is not ours; `put_back` brings it back word by word
-            match = f"{one['protocol']} dport {one['port']}"
-            if "vni" in one:
-                match += f" @th,{VNI_OFFSET},{VNI_BITS} {one['vni']}"
+            match = _match(one)
             peers = sorted(one["peers"].values())
             if peers:
                 family = "ip6" if ":" in peers[0] else "ip"
                 lines.append(f'\t\t{match} {family} saddr {{ {", ".join(peers)} }} accept comment "{name}"')
-            lines.append(f'\t\t{match} drop comment "{name}"')
+            if one["protocol"] != "gre":
+                lines.append(f'\t\t{match} drop comment "{name}"')
         return [*lines, "\t}"]
+
+
+def _match(one: Mapping[str, Any]) -> str:
+    if one["protocol"] in _NUMBERS:
+        match = f"meta l4proto {_NUMBERS[one['protocol']]}"
+        return match + (f" @th,{SESSION_OFFSET},{SESSION_BITS} {one['session']}" if "session" in one else "")
+    vni = f" @th,{VNI_OFFSET},{VNI_BITS} {one['vni']}" if "vni" in one else ""
+    return f"{one['protocol']} dport {one['port']}{vni}"
 
 
 def _allow(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -138,7 +162,7 @@ def _allow(rows: list[dict[str, Any]]) -> dict[str, Any]:
         elif "table" not in row:
             allow[next(iter(row))] = _UNKNOWN
     for name in allow.keys() - dropped:
-        if allow[name] is not _UNKNOWN:
+        if allow[name] is not _UNKNOWN and allow[name]["protocol"] != "gre":
             allow[name] = {**allow[name], "protocol": "no drop of others,"}
     return allow
 
@@ -161,6 +185,10 @@ def _parsed(expressions: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, s
             one.update(protocol=payload["protocol"], port=right)
         elif payload == {"base": "th", "offset": VNI_OFFSET, "len": VNI_BITS} and isinstance(right, int):
             one["vni"] = right
+        elif match.get("left", {}).get("meta") == {"key": "l4proto"} and match.get("op") == "==":
+            one["protocol"] = next((name for name, number in _NUMBERS.items() if right in (name, number)), None)
+        elif payload == {"base": "th", "offset": SESSION_OFFSET, "len": SESSION_BITS} and isinstance(right, int):
+            one["session"] = right
         elif payload.get("field") == "saddr":
             found = right["set"] if isinstance(right, dict) and "set" in right else [right]
             if not all(isinstance(address, str) for address in found):
@@ -168,8 +196,10 @@ def _parsed(expressions: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, s
             one["peers"] = {address: address for address in found}
         else:
             return None, ""
-    fits = "port" in one and verdict and bool(one["peers"]) == (verdict == "accept")
-    return (one, verdict) if fits else (None, "")
+    own = _HAS.get(one.get("protocol", ""))
+    whole = own is not None and one.keys() - {*_ALWAYS, *_MAY} == {*own} - {*_MAY} and one.keys() <= {*_ALWAYS, *own}
+    fits = whole and verdict and bool(one["peers"]) == (verdict == "accept")
+    return (one, verdict) if fits and (one["protocol"], verdict) != ("gre", "drop") else (None, "")
 
 
 KIND = FirewallKind()
