@@ -10,18 +10,19 @@ Everything is the machine's own Debian release, from the machine's own package s
 from __future__ import annotations
 
 import argparse
-import glob
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 RELEASE = Path("/etc/os-release")
-SOURCES = ("/etc/apt/sources.list", "/etc/apt/sources.list.d/*.list", "/etc/apt/sources.list.d/*.sources")
+SOURCES = ("sources.list", "sources.list.d/*.list", "sources.list.d/*.sources")  # below /etc/apt
 DISK_SIZE = "3G"  # sparse; what a guest writes is thrown away with it
 PACKAGES = """
     bridge-utils busybox-static ca-certificates curl dbus dnsmasq-base ethtool ifupdown initramfs-tools iperf3
@@ -63,7 +64,6 @@ mountpoint -q /run || mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p /run/sshd /run/netns /run/lock
-[ -s /etc/machine-id ] || tr -d - < /proc/sys/kernel/random/uuid > /etc/machine-id
 modprobe -a virtio_net squashfs
 hostname vm
 ip link set lo up
@@ -92,7 +92,6 @@ FILES: Mapping[str, tuple[str, int]] = {
     "etc/hostname": ("vm\n", 0o644),
     "etc/hosts": ("127.0.0.1 localhost vm\n::1 localhost\n", 0o644),
     "etc/fstab": ("/dev/vda / ext4 defaults 0 0\n", 0o644),
-    "etc/machine-id": ("", 0o444),
     # Said where lab/_vm.py waits for it; the light init's sshd says so itself.
     "etc/systemd/system/ssh.service.d/lab.conf": (
         "[Service]\nExecStartPost=/bin/sh -c 'echo Server listening on port 22 > /dev/console'\n",
@@ -108,9 +107,13 @@ INITRAMFS = {
 DISABLED = """
     NetworkManager.service NetworkManager-dispatcher.service NetworkManager-wait-online.service
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
-    getty@tty1.service keepalived.service systemd-pstore.service
+    getty@tty1.service keepalived.service networking.service systemd-pstore.service
 """.split()
-MASKED = ("systemd-networkd-wait-online.service", "serial-getty@ttyS0.service", "systemd-udev-settle.service")
+MASKED = ("serial-getty@ttyS0.service", "systemd-udev-settle.service")
+ENABLED = {
+    "multi-user.target": "systemd-networkd.service",
+    "network-online.target": "systemd-networkd-wait-online.service",
+}
 
 
 class ImageError(Exception):
@@ -119,7 +122,7 @@ class ImageError(Exception):
 
 def sources() -> list[Path]:
     """The files that say where this machine's packages come from."""
-    return sorted(Path(name) for pattern in SOURCES for name in glob.glob(pattern))
+    return sorted(path for pattern in SOURCES for path in Path("/etc/apt").glob(pattern))
 
 
 def release() -> str:
@@ -215,6 +218,8 @@ def configure(root: Path) -> None:
         path.unlink(missing_ok=True)
         path.write_text(text)
         path.chmod(mode)
+    # An empty one would make each start a first boot, at which systemd enables all that it finds.
+    (root / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
     system = root / "etc/systemd/system"
     for unit in DISABLED:
         for link in system.glob(f"*.wants/{unit}"):
@@ -222,9 +227,11 @@ def configure(root: Path) -> None:
     for unit in MASKED:
         (system / unit).unlink(missing_ok=True)
         (system / unit).symlink_to("/dev/null")
-    wants = system / "multi-user.target.wants"
-    (wants / "systemd-networkd.service").unlink(missing_ok=True)
-    (wants / "systemd-networkd.service").symlink_to("/lib/systemd/system/systemd-networkd.service")
+    for target, unit in ENABLED.items():
+        link = system / f"{target}.wants" / unit
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"/lib/systemd/system/{unit}")
 
 
 def main() -> int:
@@ -236,12 +243,14 @@ def main() -> int:
     if stamp.exists() and stamp.read_text() == wanted():
         return 0
     folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
     try:
         make(folder)
     except (ImageError, OSError, subprocess.CalledProcessError) as error:
         (folder / "failed").write_text(f"{error}\n")
         print(error, file=sys.stderr)
         return 1
+    print(f"VM lab: image of Debian {release()} made in {time.monotonic() - started:.0f} s")
     return 0
 
 
