@@ -97,14 +97,19 @@ class _Vxlan(_vxlan):  # type: ignore[misc]
 _gre: Any = ifinfmsg.ifinfo.data_map["gretap"]
 
 
-class _Gretap(_gre):  # type: ignore[misc]
-    """The flags are big-endian numbers."""
+class _Gretap(nla):  # type: ignore[misc]
+    """The flags are big-endian numbers. Not made from pyroute2's class: what that has learned of its own map when it
+    read a `gre` device, it hands on."""
+
+    prefix = "IFLA_"
 
     nla_map = tuple((name, "be16" if form == "gre_flags" else form) for name, form in _gre.nla_map)
 
 
-class _Ip6Gretap(_gre):  # type: ignore[misc]
+class _Ip6Gretap(nla):  # type: ignore[misc]
     """The same attributes, which linux/if_tunnel.h calls the same, with other addresses."""
+
+    prefix = "IFLA_"
 
     nla_map = tuple((name, "ip6addr" if form == "ip4addr" else form) for name, form in _Gretap.nla_map)
 

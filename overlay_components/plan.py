@@ -685,8 +685,9 @@ class _Planner:
     def _allow(self, at: Attachment, one: Tunnel, spec: Device) -> None:
         protocol, port = one.kind.listens(spec)
         told_by = one.kind.told_by(spec)
-        own = {} if port is None else {"port": port}
-        self.allowed[at.host.name][at.device] = {"protocol": protocol, **own, **told_by, "peers": at.peers}
+        if told_by is not None:
+            own = {} if port is None else {"port": port}
+            self.allowed[at.host.name][at.device] = {"protocol": protocol, **own, **told_by, "peers": at.peers}
         name = at.device if one.kind.port_each(one.options) else one.base
         rule = self.rules[at.host.name].setdefault(name, Rule(protocol=protocol, port=port, peers={}))
         rule["peers"].update(at.peers)
