@@ -1,7 +1,7 @@
 """A secret value is on the hosts that use it, and nowhere else: not in the state, on a screen, in a log, in a list of
 processes.
 
-The kind that uses it here is tests/sealed: this kernel may lack those that do so in earnest.
+The kind that uses it in most of them is tests/sealed, on any kernel; L2TP has it in earnest, in the VM lab if need be.
 """
 
 from __future__ import annotations
@@ -26,14 +26,11 @@ KEY = "overlay:segments.app.tunnels.mesh.cookie"
 FOLDER = "/var/lib/overlay/secrets/overlay/lab"
 
 
-class SealedStack(Stack):
-    """Two hosts and a tunnel with a cookie."""
+class SecretStack(Stack):
+    """Two hosts and a tunnel that is to have a cookie."""
 
-    def __init__(self, *arguments, copy):
-        shutil.copytree(source(), copy, ignore=shutil.ignore_patterns("cache"))
-        sealed.put_into(copy)
+    def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.environment |= {"PYTHONPATH": str(copy), "XDG_CACHE_HOME": str(copy / "cache")}
         del self.segments["ops"], self.hosts["h3"]
         self.segments["app"]["containers"] = {}
 
@@ -50,14 +47,24 @@ class SealedStack(Stack):
         rows = self.lab.run(host, ["sh", "-c", script], check=False).stdout.splitlines()
         return {name: (mode, value) for name, mode, value in map(str.split, rows)}
 
-    def used(self, host):
-        """What the device has."""
-        return self.lab.run(host, "od -An -tx1 /run/sealed-vx-app | tr -d ' \\n'").stdout
-
     def reference(self, host="h1"):
         """What the document in the state says."""
         text = self.state()[f"lab-{host}-document"]["inputs"]["stdin"]
         return re.search(r'"cookie": "(cookie-app-mesh:[0-9a-f]{16})"', text).group(1)
+
+
+class SealedStack(SecretStack):
+    """With the kind of tests/sealed."""
+
+    def __init__(self, *arguments, copy):
+        shutil.copytree(source(), copy, ignore=shutil.ignore_patterns("cache"))
+        sealed.put_into(copy)
+        super().__init__(*arguments)
+        self.environment |= {"PYTHONPATH": str(copy), "XDG_CACHE_HOME": str(copy / "cache")}
+
+    def used(self, host):
+        """What the device has."""
+        return self.lab.run(host, "od -An -tx1 /run/sealed-vx-app | tr -d ' \\n'").stdout
 
 
 @pytest.fixture
@@ -176,6 +183,27 @@ def test_shown_by_reference_and_kept_on_the_host_alone(stack):
     stack.destroy().ok()
     stack.clean()
     nowhere(stack, FIRST, SECOND)
+
+
+@pytest.mark.kinds("l2tp")
+def test_the_cookie_of_l2tp(lab, tmp_path, home):
+    stack = SecretStack(lab, tmp_path / "stack", "lab", home)
+    stack.segments["app"]["tunnels"]["mesh"] = {"kind": "l2tp"}
+    stack.segments["app"]["addresses"] = {"h1": "10.10.0.1", "h2": "10.10.0.2"}
+    for value in (FIRST, SECOND):
+        stack.set_secret(value)
+        stack.up().ok()
+        reference = stack.reference()
+        for host in stack.hosts:
+            assert stack.kept(host) == {reference: ("600", value)}
+            said = lab.run(host, "ip l2tp show session").stdout
+            assert set(re.findall(r"cookie ([0-9a-f]+)", said)) == {value}, said
+        assert lab.ping("h1", "10.10.0.2", wait=5)
+        stack.noop()
+        stack.healthy()
+    nowhere(stack, FIRST, SECOND)
+    stack.destroy().ok()
+    stack.clean()
 
 
 def test_an_apply_that_fails_keeps_the_old_value_and_says_none(stack):
