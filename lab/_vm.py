@@ -76,7 +76,7 @@ class Vm:
         self._master: subprocess.Popen[bytes] | None = None
         self._port = 0
 
-    def __enter__(self) -> Vm:
+    def __enter__(self) -> Vm:  # noqa: PYI034  (Self is from 3.11)
         """Boot."""
         if reason := why_not():
             raise LabError(reason)

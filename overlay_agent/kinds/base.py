@@ -106,6 +106,10 @@ class Kind:
         """Why the object should not be removed together with those in `going`."""
         return []
 
+    def removal(self, kernel: Kernel, name: str) -> str:
+        """The command with which a person removes it."""
+        return f"ip link delete {name}"
+
     def image(self, kernel: Kernel, name: str, mark: str) -> dict[str, Any]:
         """What `put_back` needs beside the spec, as plain data: the mark that is there, and what
         hangs on the object and goes when it goes."""
