@@ -433,8 +433,9 @@ def schema_of(type_: Type) -> dict[str, Any]:  # noqa: PLR0911 - a line for each
     if isinstance(type_, fields.Either):
         return {"anyOf": [schema_of(type_.first), schema_of(type_.second)]}
     if isinstance(type_, _Secret):
-        secure = {"type": "object", "properties": {"secure": {"type": "string", "description": _ENCRYPTED}}, "required": ["secure"]}
-        return {"anyOf": [{"type": "string"}, {**secure, "additionalProperties": False}]}
+        encrypted = {"secure": {"type": "string", "description": _ENCRYPTED}}
+        secure = {"type": "object", "properties": encrypted, "required": ["secure"], "additionalProperties": False}
+        return {"anyOf": [{"type": "string"}, secure]}
     if isinstance(type_, OneOrMore):
         item = schema_of(type_.item)
         return {"anyOf": [item, {"type": "array", "items": item}]}

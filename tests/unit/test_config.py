@@ -259,6 +259,7 @@ class TestOurStacks:
 
     def test_they_are_all_there(self):
         wanted = {"lab", "doc-000-unicast", "doc-000-multicast", "doc-001-mesh", "doc-002-v4", "doc-002-v6"}
+        wanted |= {"doc-004-gretap", "doc-004-l2tp", "doc-004-several"}
         wanted |= {"doc-002-docker", "doc-003", "doc-003-9001", "doc-003-attach"}
         assert wanted <= {path.name.split(".")[1] for path in STACKS}
 
