@@ -94,7 +94,7 @@ class GretapTunnelKind(tunnel.TunnelKind):
         """The key, where there is one."""
         return {} if tunnel.options.key is None else {"key": tunnel.options.key}
 
-    def told_by(self, spec: Any) -> None:  # noqa: ARG002 - as above
+    def told_by(self, spec: Any) -> None:
         """The kernel takes GRE only from a tunnel's remote address."""
 
     def listens(self, spec: Any) -> tuple[str, int | None]:  # noqa: ARG002 - always the same
