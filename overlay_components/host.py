@@ -75,10 +75,16 @@ class Host(Component):
         return self.promised("plan")
 
     def register(
-        self, connection: Input[Connection], plan: Input[Any], owner: Owner, stack_id: Output[str], archive: Path
+        self,
+        connection: Input[Connection],
+        plan: Input[Any],
+        owner: Owner,
+        stack_id: Output[str],
+        archive: Path,
+        secrets: Output[dict[str, str]] | None = None,
     ) -> remote.Command:
         """Registers the host's commands; returns the one that applies its document. `archive` is the agent's,
-        `stack_id` known text."""
+        `stack_id` known text, `secrets` the values that the document refers to, marked as secret."""
         full = f"{self.overlay.name}-{self.name}"
         opts = ResourceOptions(parent=self, deleted_with=self.opts.deleted_with)
         # Each stack has its own: what one removes must not be what another still needs.
@@ -137,13 +143,39 @@ class Host(Component):
             machine = said if isinstance(said, Placeholder) else json.loads(said)["machine"]
             return _text({**the_plan.documents[self.name], **force, "machine": machine}, id_)
 
+        before = [install]
+        if secrets is not None:
+            before.append(self._bring(secrets, Output.all(stack_id, told), request, texts["secrets"], install, common))
         return remote.Command(
             f"{full}-document",
             create=texts["apply"],
             stdin=Output.all(stack_id, told, plan).apply(text),
-            opts=ResourceOptions.merge(opts, ResourceOptions(depends_on=[install])),
+            opts=ResourceOptions.merge(opts, ResourceOptions(depends_on=before)),
             **common,
         )
+
+    def _bring(
+        self,
+        secrets: Output[dict[str, str]],
+        known: Output[list[Any]],
+        request: Mapping[str, Any],
+        command: Input[str],
+        install: remote.Command,
+        common: Mapping[str, Any],
+    ) -> remote.Command:
+        """The command that brings the values. Nothing takes them away again: the agent does, when no document of the
+        stack refers to them any more."""
+        request = {key: value for key, value in request.items() if key != "force"}
+
+        def text(parts: list[Any]) -> str:
+            values, (id_, said) = parts
+            machine = said if isinstance(said, Placeholder) else json.loads(said)["machine"]
+            return _text({**request, "machine": machine, "secrets": values}, id_)
+
+        opts = ResourceOptions(parent=self, deleted_with=self.opts.deleted_with, depends_on=[install])
+        stdin = Output.all(secrets, known).apply(text)
+        name = f"{self.overlay.name}-{self.name}-secrets"
+        return remote.Command(name, create=command, stdin=stdin, opts=opts, **common)
 
     def _texts(self, connection: Connection, file: str, version: str) -> dict[str, str]:
         """The commands. `file` lies in the user's home, which nobody else can write to: sudo runs it.
@@ -158,6 +190,7 @@ class Host(Component):
             "update": f"{sudo}sh {file} install known  # {version}",
             # Runs long after it was written: on a host that lost the agent, or never got it.
             "uninstall": f"test ! -x {COMMAND} || {sudo}{COMMAND} uninstall >/dev/null && rm -f {file}",
+            "secrets": f"{sudo}{COMMAND} secrets",
             "apply": f"{sudo}{COMMAND} apply >/dev/null",
         }
 
