@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from lab._error import LabError
 from lab._host import ENVIRONMENT
 from lab._lab import Lab
 from lab._net import BASTION
+from lab._vm import CHECKOUT, Vm
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     lxc.add_argument("host")
     lxc.add_argument("container")
     lxc.add_argument("--start", default="", metavar="CMD", help="shell command for each of its starts")
+
+    vm = verbs.add_parser("vm", help="boot a VM with Debian's stock kernel; run CMD in it (or a shell), and end it")
+    vm.add_argument("--systemd", action="store_true", help="systemd is PID 1, as on a real host (slower)")
+    vm.add_argument("--nics", type=int, default=0, help="further network cards, all on one wire (default: 0)")
+    vm.add_argument("--memory", type=int, default=2048, help="MiB (default: 2048)")
+    vm.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD …")
     return parser
 
 
@@ -195,6 +204,17 @@ def _start(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _vm(arguments: argparse.Namespace) -> int:
+    began = time.monotonic()
+    with Vm(systemd=arguments.systemd, nics=arguments.nics, memory=arguments.memory) as vm:
+        _say(f"vm: Linux {vm.release}, up in {time.monotonic() - began:.1f} s")
+        words = _words(arguments.command) if arguments.command else ["/bin/bash", "-l"]
+        terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        # What one types is what this checkout's commands are called by.
+        inside = f"cd {shlex.quote(str(CHECKOUT))}; export PATH={CHECKOUT}/.venv/bin:$PATH; exec {shlex.join(words)}"
+        return subprocess.run(vm.argv(inside, terminal=terminal), check=False).returncode
+
+
 def _power(arguments: argparse.Namespace) -> int:
     lab = Lab.open(arguments.name)
     getattr(lab, arguments.verb)(arguments.host)
@@ -226,6 +246,7 @@ _VERBS = {
     "container": _container,
     "lxc": _lxc,
     "start": _start,
+    "vm": _vm,
     "reboot": _power,
     "reinstall": _power,
     "kill": _power,

@@ -74,6 +74,8 @@ SCOPE_LINK = 253
 FOREVER = 0xFFFFFFFF
 #: Requests sent together. Bounded, so that their answers fit into the socket's buffer.
 BATCH = 200
+#: Shows that the module is there, without which no host has a tunnel of L2TP's.
+L2TP_LOADED = "/sys/module/l2tp_netlink"
 
 
 _vxlan: Any = ifinfmsg.ifinfo.data_map["vxlan"]
@@ -92,7 +94,27 @@ class _Vxlan(_vxlan):  # type: ignore[misc]
         fields = (("low", ">H"), ("high", ">H"))
 
 
-ifinfmsg.ifinfo.register_link_kind(module={"vxlan": _Vxlan})
+_gre: Any = ifinfmsg.ifinfo.data_map["gretap"]
+
+
+class _Gretap(nla):  # type: ignore[misc]
+    """The flags are big-endian numbers. Not made from pyroute2's class: what that has learned of its own map when it
+    read a `gre` device, it hands on."""
+
+    prefix = "IFLA_"
+
+    nla_map = tuple((name, "be16" if form == "gre_flags" else form) for name, form in _gre.nla_map)
+
+
+class _Ip6Gretap(nla):  # type: ignore[misc]
+    """The same attributes, which linux/if_tunnel.h calls the same, with other addresses."""
+
+    prefix = "IFLA_"
+
+    nla_map = tuple((name, "ip6addr" if form == "ip4addr" else form) for name, form in _Gretap.nla_map)
+
+
+ifinfmsg.ifinfo.register_link_kind(module={"vxlan": _Vxlan, "gretap": _Gretap, "ip6gretap": _Ip6Gretap})
 
 
 @dataclasses.dataclass
@@ -250,6 +272,8 @@ class Kernel(Netlink):
         self.index_of: dict[str, int] = {}
         #: What other programs of the host listed in this look, by program; whoever changes it takes it out.
         self.listings: dict[str, Any] = {}
+        #: L2TP's tunnels, by id (l2tp.py).
+        self.tunnels: dict[int, Any] = {}
         self._addresses: dict[int, list[str]] = {}
         self._deleted_routes: set[str] = set()
         self.refresh()
@@ -281,6 +305,11 @@ class Kernel(Netlink):
             self.links[link.name] = link
             self.name_of[link.index] = link.name
             self.index_of[link.name] = link.index
+        self.tunnels = {}
+        if os.path.isdir(L2TP_LOADED):
+            from overlay_agent import l2tp  # noqa: PLC0415 - costs 5 ms, and few hosts have any
+
+            l2tp.look(self)
         for message in self._dump(RTM_GETADDR, ifaddrmsg()):
             address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             if message["scope"] != SCOPE_LINK:
@@ -367,11 +396,11 @@ class Kernel(Netlink):
         message["attrs"] = [_address_generation(link_local)]
         self._change(f"{name}: set addrgenmode", RTM_NEWLINK, [message])
 
-    def change_link(self, name: str, kind: str, data: Mapping[str, Any]) -> None:
-        """Changes a device's own attributes in place."""
+    def change_link(self, name: str, kind: str, data: Mapping[str, Any], mtu: int) -> None:
+        """Changes a device's own attributes in place. Without an MTU some kinds choose one of their own."""
         message = _link_request(self.index_of[name])
         info = {"attrs": [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", {"attrs": list(data.items())})]}
-        message["attrs"] = [("IFLA_LINKINFO", info)]
+        message["attrs"] = [("IFLA_MTU", mtu), ("IFLA_LINKINFO", info)]
         self._change(f"{name}: change {kind}", RTM_NEWLINK, [message])
 
     def set_link(self, name: str, mtu: int, mac: str | None) -> None:
@@ -407,9 +436,21 @@ class Kernel(Netlink):
         except KernelError as error:
             if error.code != errno.ENODEV:
                 raise
-        for table in (self.links, self.index_of):
-            table.pop(name, None)
-        self.name_of.pop(index, None)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self.links.pop(name, None)
+        self.name_of.pop(self.index_of.pop(name, 0), None)
+
+    def reread(self, name: str) -> Link | None:
+        """Reads a device anew that others than `create_link` made, or removed."""
+        try:
+            self._reread(name)
+        except KernelError as error:
+            if error.code != errno.ENODEV:
+                raise
+            self._forget(name)
+        return self.links.get(name)
 
     def set_addresses(self, name: str, have: Iterable[str], want: Iterable[str]) -> None:
         """Adds and removes addresses (each with its prefix length)."""

@@ -29,6 +29,9 @@ from overlay_components.lock import Lock, updated
 from overlay_components.secrets import NO_DIGITS, Secrets
 from overlay_components.tunnel import Attachment, End, Tunnel
 
+#: Of DHCP and DHCPv6.
+_DHCP_PORTS = (67, 547)
+
 
 class ContainerRow(TypedDict):
     """One line of the IP plan."""
@@ -81,8 +84,8 @@ class Rule(TypedDict):
     """What a packet filter must let in. Without peers: from anywhere."""
 
     protocol: str
-    #: A range of them as text.
-    port: int | str
+    #: A range of them as text; null where the protocol has none.
+    port: int | str | None
     peers: dict[str, str]
 
 
@@ -200,6 +203,7 @@ class _Planner:
         self._check_hosts()
         runtimes = self._runtimes()
         segments = [self._members(name, options) for name, options in self.config.segments.items()]
+        self._number(segments)
         rows: dict[str, SegmentRow] = {}
         containers: dict[str, dict[str, ContainerRow]] = {}
         for segment in segments:
@@ -211,6 +215,7 @@ class _Planner:
         )
         self._encrypt()
         self._check_names()
+        self._check_service_ports()
         self.routing.finish(self.made, self.rules)
         self._warn_of_peers(segments)
         self.wrong += [
@@ -307,6 +312,22 @@ class _Planner:
             )
         return made
 
+    def _number(self, segments: Sequence[_Members]) -> None:
+        """Gives the tunnels the numbers that depend on all of them."""
+        tunnels = [one for segment in segments for one in segment.tunnels]
+        ports: dict[str, set[int]] = collections.defaultdict(set)
+        for one in tunnels:
+            for end, said in one.kind.udp_ports(one).items():
+                ports[end] |= said
+        numbers: dict[str, Mapping[Any, Any]] = {}
+        for kind in TUNNELS.values():
+            mine = [one for one in tunnels if one.kind is kind]
+            numbers.update(kind.numbers(mine, self.owner.label, ports) if mine else {})
+        for segment in segments:
+            segment.tunnels = [
+                dataclasses.replace(one, numbers=numbers.get(one.where, one.numbers)) for one in segment.tunnels
+            ]
+
     def _segment(self, segment: _Members, runtimes: Mapping[str, str]) -> tuple[SegmentRow, dict[str, ContainerRow]]:
         options, where = segment.options, segment.where
         self._check_shape(segment)
@@ -356,6 +377,7 @@ class _Planner:
         stp = options.bridge is None or bool(getattr(options.bridge, "stp", False))
         stp_key = None if segment.foreign else f"{where}.bridge.stp"
         graph = tunnel.loops(segment.tunnels, stp, stp_key, self.wrong)
+        tunnel.split(segment.tunnels, self.wrong)
         if segment.hosts and len(segment.tunnels) == len(options.tunnels):
             alone = set(segment.host_names) - tunnel.reached(graph, segment.hosts[0].name)
             if alone:
@@ -377,9 +399,10 @@ class _Planner:
             count = collections.Counter(end for pair in one.pairs.values() for end in pair)
             if any(n > 1 and one.ends[end].managed for end, n in count.items()):
                 most = max(count, key=lambda end: count[end])
+                way = "two ends" if one.kind.pairwise else "two ends, or topology: mesh"
                 self.wrong.append(
                     f"{where}.bridge: none, but {one.where} makes several devices on {most}; "
-                    "without a bridge a host has one: two ends, or topology: mesh"
+                    f"without a bridge a host has one: {way}"
                 )
         if options.containers:
             self.wrong.append(f"{where}.containers: there is no bridge to plug them into; leave out bridge: none")
@@ -598,11 +621,14 @@ class _Planner:
                 switch = bridge.device(segment.options.bridge, common(host.name, segment.bridge, holds=True))
                 self._add(host.name, segment.bridge, _Made(f"{segment.where}.bridge", switch, {}))
 
-        def of_tunnel(at: Attachment) -> dict[str, Any]:
-            return {**common(at.host.name, at.device, holds=segment.bridge is None), "bridge": segment.bridge}
-
         rows: dict[str, TunnelRow] = {}
         for one in segment.tunnels:
+            isolated = one.isolated and segment.bridge is not None
+
+            def of_tunnel(at: Attachment, isolated: bool = isolated) -> dict[str, Any]:
+                own = common(at.host.name, at.device, holds=segment.bridge is None)
+                return {**own, "bridge": segment.bridge, "isolated": isolated}
+
             specs: list[Device] = []
             wrong: dict[str, str] = {}
             secret = {
@@ -619,7 +645,10 @@ class _Planner:
                 self._allow(at, one, spec)
             self.wrong += [f"{one.where}.{sentence}" for sentence in wrong.values()]
             rows[one.name] = TunnelRow(
-                kind=one.options.kind, topology=one.options.topology, ends=list(one.ends), more=one.kind.facts(specs)
+                kind=one.options.kind,
+                topology=one.options.topology,
+                ends=list(one.ends),
+                more=one.kind.facts(one, specs),
             )
         return rows
 
@@ -667,22 +696,31 @@ class _Planner:
     def _encrypt(self) -> None:
         """The devices that encrypted tunnels run in, which alone the underlay sees."""
         for host, spec in self.encryption.devices().items():
-            for made in self.made[host].values():
-                taken = self.encryption.clash(host, made.spec)
-                if taken:
-                    self.clashes["encryption", made.where, taken].append(host)
             name, rule = self.encryption.device, self.encryption.rule(host)
-            self._add(host, name, _Made("encryption", spec, {}))
+            self._add(host, name, _Made("encryption", spec, tunnel.udp_claim(spec.listen_port)))
             self.rules[host][name] = rule
             self.allowed[host][name] = {**rule}
 
+    def _check_service_ports(self) -> None:
+        """No tunnel has a port that the segments' DHCP servers hear on, at all addresses of their hosts."""
+        for host, services in self.services.items():
+            serves = any(spec.KIND == "dnsmasq" for spec in services.values())
+            for port in _DHCP_PORTS if serves else ():
+                _, where = self.claims[host].get(("udp", port), (None, None))
+                if where:
+                    why = f"UDP port {port} is the DHCP server's on {{hosts}}; give another port"
+                    self.clashes["", where, why].append(host)
+
     def _allow(self, at: Attachment, one: Tunnel, spec: Device) -> None:
-        protocol, port = one.kind.listens(one.options)
+        protocol, port = one.kind.listens(spec)
         told_by = one.kind.told_by(spec)
-        self.allowed[at.host.name][at.device] = {"protocol": protocol, "port": port, **told_by, "peers": at.peers}
+        if told_by is not None:
+            own = {} if port is None else {"port": port}
+            self.allowed[at.host.name][at.device] = {"protocol": protocol, **own, **told_by, "peers": at.peers}
         if at.host.encryption:
             return
-        rule = self.rules[at.host.name].setdefault(one.base, Rule(protocol=protocol, port=port, peers={}))
+        name = at.device if one.kind.port_each(one.options) else one.base
+        rule = self.rules[at.host.name].setdefault(name, Rule(protocol=protocol, port=port, peers={}))
         rule["peers"].update(at.peers)
 
 

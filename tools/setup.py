@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Set this checkout up: Debian packages, Python packages, Pulumi and its command plugin. `make setup` calls it.
+"""Set this checkout up: Debian packages, Python packages, Pulumi, the VM lab's image. `make setup` calls it.
 
 Runs before anything is installed, hence on the system's Python with its standard library alone. Whatever it makes
-lives in the checkout: `.venv` (Python packages, from the hashed locks) and `.tools` (Pulumi; it is PULUMI_HOME). Each
-part has a stamp with a hash of all that decides its content, so that a run with nothing to do only compares hashes.
+lives in the checkout: `.venv` (Python packages, from the hashed locks) and `.tools` (Pulumi; it is PULUMI_HOME; and
+`vm`, the image). Each part has a stamp with a hash of all that decides its content, so that a run with nothing to do
+only compares hashes.
 
 Not every machine can reach every site, so Pulumi is taken from the first source that works; `.tools/provenance.json`
 says which. docs/adr/0005-pulumi-without-its-download-site.md has the reasons.
@@ -55,15 +56,20 @@ SYSTEM_COMMANDS = {
     "keepalived": "keepalived",
     "lxc-start": "lxc",
     "lxd": "lxd",
+    "mke2fs": "e2fsprogs",
+    "mksquashfs": "squashfs-tools",
+    "mmdebstrap": "mmdebstrap",
     "nft": "nftables",
     "nsenter": "util-linux",
     "ping": "iputils-ping",
     "ps": "procps",
+    "qemu-system-x86_64": "qemu-system-x86",
     "ssh": "openssh-client",
     "sshd": "openssh-server",
     "sudo": "sudo",
     "tcpdump": "tcpdump",
     "udhcpc": "udhcpc",
+    "wg": "wireguard-tools",
 }
 UNITS = Path("/etc/systemd/system")
 BUSYBOX = Path("/usr/share/doc/busybox-static")  # `busybox` may also be the one that needs the machine's libraries
@@ -540,6 +546,41 @@ def pulumi() -> None:
     provenance.write_text(json.dumps(record, indent=2) + "\n")
 
 
+# The VM lab's image
+
+
+@contextlib.contextmanager
+def vm_image() -> Iterator[None]:
+    """Make the image beside all else that is to be done: it needs a minute, most of it waiting for packages. Without
+    it only the tests that need it fail, so a failure is said and no more; they say it again (lab/_vm.py)."""
+    maker = ROOT / "tools" / "vm_image.py"
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        yield  # those tests name what is missing
+        return
+    process = subprocess.Popen(
+        [sys.executable, maker, os.environ.get("OVERLAY_VM_DIR") or TOOLS / "vm"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"PATH": SYSTEM_PATH},
+    )  # fmt: skip
+    try:
+        yield
+        started, text = time.monotonic(), None
+        while text is None:
+            try:
+                text, _ = process.communicate(timeout=10)
+            except subprocess.TimeoutExpired:  # noqa: PERF203 - one turn each 10 s
+                say(f"  ... making the VM lab's image: {time.monotonic() - started:.0f} s more than all the rest")
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if process.returncode != 0:
+        lines = "\n".join("    " + line for line in text.splitlines()[-15:])
+        say(f"the VM lab's image could not be made; the tests that need it will fail:\n{lines}")
+    elif text:
+        say(text.strip())
+
+
 def summary() -> str:
     """One line: what this checkout works with."""
     record = json.loads((TOOLS / "provenance.json").read_text())
@@ -583,12 +624,13 @@ def main() -> int:
             if options.force:
                 (TOOLS / "provenance.json").unlink(missing_ok=True)
             system_packages()
-            virtualenv(ROOT / ".venv", ROOT / "requirements.txt", sys.executable, project=True)
-            if (python := old_python()) is not None:
-                virtualenv(ROOT / ".venv-py39", ROOT / "requirements-py39.txt", python)
-            if options.bench:
-                virtualenv(ROOT / ".venv-bench", ROOT / "requirements-bench.txt", sys.executable)
-            pulumi()
+            with vm_image():
+                virtualenv(ROOT / ".venv", ROOT / "requirements.txt", sys.executable, project=True)
+                if (python := old_python()) is not None:
+                    virtualenv(ROOT / ".venv-py39", ROOT / "requirements-py39.txt", python)
+                if options.bench:
+                    virtualenv(ROOT / ".venv-bench", ROOT / "requirements-bench.txt", sys.executable)
+                pulumi()
     except SetupError as error:
         print(f"setup: error: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,220 @@
+"""A host that boots under systemd, reboots and loses its power: what was applied is back, without Pulumi."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+
+import pytest
+
+from lab import LabError, Vm
+from overlay_components import agent as agent_archive
+from tests.netns.agent_support import bridge, document, vxlan
+from tests.vm.stacks import FAR_END, HERE, STACKS, THERE, owner
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(1800)]
+AGENT = "/usr/local/sbin/overlay-agent"
+NETWORK = f"""mkdir -p /etc/systemd/network; printf '[Match]\\nName=eth1\\n[Network]\\nAddress={HERE}/24\\n' \
+> /etc/systemd/network/20-eth1.network; networkctl reload; \
+until ip -br address show eth1 | grep -q {HERE}; do sleep 0.2; done"""
+
+
+class Machine:
+    """A VM with the agent on it, which knows nothing of Pulumi."""
+
+    def __init__(self, vm: Vm) -> None:
+        self.vm = vm
+        vm.run(NETWORK)
+        vm.put(agent_archive.archive(), "/root/agent.pyz")
+
+    def install(self, name: str) -> None:
+        request = json.dumps({"owner": owner(name), "host": "a"})
+        self.vm.run("/usr/bin/python3 /root/agent.pyz install", input=request)
+
+    def agent(self, *words: str, document=None, check=True, **env: str) -> subprocess.CompletedProcess[str]:
+        text = json.dumps(document) if document else ""
+        done = self.vm.run([AGENT, *words], input=text, check=False, env=env)
+        assert not check or done.returncode == 0, (done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def restored(self) -> None:
+        """Wait until both boot units have done their work; their log, where they have not."""
+        units = ("overlay-restore.service", "overlay-restore-docker.service")
+        deadline = time.monotonic() + 300
+        while (states := self.vm.run(["systemctl", "is-active", *units], check=False).stdout.split()) != ["active"] * 2:
+            log = self.vm.run("journalctl -b --no-pager -u 'overlay-*' | tail -40; systemctl list-jobs").stdout
+            assert "failed" not in states, log
+            assert time.monotonic() < deadline, (states, log)
+            time.sleep(0.5)
+
+    def state(self) -> dict[str, object]:
+        """What the kernel has, without what counts or was numbered by chance."""
+        found: dict[str, object] = {"uname": self.vm.run("uname -r").stdout}
+        for what in ("-d link", "address", "route show table all", "-6 route show table all"):
+            rows = json.loads(self.vm.run(f"ip -j {what}").stdout or "[]")
+            found[what] = sorted(json.dumps(row, sort_keys=True) for row in map(_steady, rows) if row)
+        found["fdb"] = sorted(
+            json.dumps(row, sort_keys=True)
+            for row in json.loads(self.vm.run("bridge -j fdb show").stdout)
+            if row["mac"] == "00:00:00:00:00:00"
+        )
+        found["nft"] = sorted(self.vm.run("nft -s list ruleset").stdout.split("\n}\n"))
+        found["sysctl"] = self.vm.run("sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding").stdout
+        return found
+
+    def pings(self, name: str) -> bool:
+        """Whether the other end of the wire, made by hand, reaches the host through the stack's tunnel."""
+        link, address, whom = FAR_END[name]
+        script = (
+            "ip netns del far 2>/dev/null; set -e; ip netns add far; ip link set eth2 netns far; "
+            f"ip -n far address add {THERE}/24 dev eth2; ip -n far link set eth2 up; "
+            f"ip netns exec far {link}; ip -n far address add {address} dev t; ip -n far link set t up; "
+            f"for i in $(seq 20); do ip netns exec far ping -qc 1 -W 1 {whom} && exit 0; done; exit 1"
+        )
+        done = self.vm.run(["sh", "-c", script], check=False)
+        # The card comes back to the host when the namespace goes, a moment later.
+        self.vm.run("ip netns del far; until ip link show eth2 >/dev/null 2>&1; do sleep 0.1; done")
+        return done.returncode == 0
+
+    def asks_for_an_address(self) -> str:
+        """What a container on br-app is given by DHCP."""
+        script = (
+            "set -e; ip netns add web; ip link add vw type veth peer name eth0 netns web; "
+            "ip link set vw master br-app up; ip -n web link set eth0 address 02:00:00:00:01:01 up; "
+            "printf '#!/bin/sh\\n[ \"$1\" = bound ] && echo \"$ip $mtu $router\"\\nexit 0\\n' > /tmp/said; "
+            "chmod 755 /tmp/said; ip netns exec web udhcpc -fqn -t 30 -T 1 -i eth0 -O mtu -s /tmp/said 2>/dev/null"
+        )
+        said = self.vm.run(["sh", "-c", script]).stdout.strip()
+        self.vm.run("ip netns del web; until ! ip link show vw >/dev/null 2>&1; do sleep 0.1; done")
+        return said
+
+
+#: Of one boot alone, or of one moment.
+_PASSING = {
+    "ifindex", "link_index", "operstate", "flags", "promiscuity", "valid_life_time", "preferred_life_time", "linkinfo",
+    "txqlen", "group", "qdisc", "carrier_changes", "stats", "stats64",
+}  # fmt: skip
+
+
+def _steady(value):
+    if isinstance(value, dict):
+        if str(value.get("ifname", value.get("dev", ""))).startswith("eth") or value.get("dst") == "multicast":
+            return {}  # networkd's
+        kept = {key: _steady(part) for key, part in value.items() if key not in _PASSING}
+        if "linkinfo" in value:
+            data = value["linkinfo"].get("info_data", {})
+            names = ("id", "local", "remote", "port", "learning", "ageing", "stp_state", "vlan_filtering", "ttl", "tos")
+            kept["linkinfo"] = {name: data[name] for name in names if name in data}
+        return kept
+    return [part for part in map(_steady, value) if part != {}] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def machine():
+    with Vm(systemd=True, nics=2, programs=False) as vm:
+        yield Machine(vm)
+
+
+@pytest.fixture
+def applied(machine):
+    """The machine with all stacks on it."""
+    for name, make in STACKS.items():
+        machine.install(name)
+        machine.agent("apply", document=make())
+    return machine
+
+
+def as_declared(machine: Machine) -> None:
+    """What the agent itself says, and what traffic says."""
+    assert json.loads(machine.agent("check").stdout) == {"drift": []}
+    for name in STACKS:
+        assert machine.pings(name), name
+    assert machine.asks_for_an_address() == "10.10.0.11 1400 10.10.0.1"
+
+
+def test_all_is_back_after_a_reboot(applied, record_property):
+    record_property("kernel", applied.vm.release)
+    assert applied.vm.read("/proc/1/comm").strip() == "systemd"
+    as_declared(applied)
+    before = applied.state()
+    applied.vm.reboot()
+    applied.restored()
+    assert applied.state() == before
+    as_declared(applied)
+    assert applied.vm.run("systemctl --failed --no-legend --plain").stdout == ""
+
+
+def test_systemd_keeps_a_service_that_ends(applied):
+    units = applied.vm.run("systemctl list-units --plain --no-legend 'overlay-dnsmasq-*'").stdout.splitlines()
+    (unit,) = [line.split()[0] for line in units]
+    main = f"systemctl show -p MainPID --value {unit}"
+    pid = applied.vm.run(main).stdout.strip()
+    applied.vm.run(f"kill -KILL {pid}")
+    applied.vm.run(f"until systemctl is-active -q {unit} && [ $({main}) != {pid} ]; do sleep 0.2; done")
+    as_declared(applied)
+
+
+def test_what_was_applied_survives_a_power_cut_at_once(machine):
+    """The agent too, which was put in place a moment before."""
+    for label in STACKS:
+        machine.agent("uninstall", document={"owner": owner(label), "host": "a", "force": True}, check=False)
+    machine.vm.run("sync")
+    for name, make in STACKS.items():
+        machine.install(name)
+        machine.agent("apply", document=make())
+    machine.vm.power_cut()
+    machine.restored()
+    as_declared(machine)
+
+
+def test_a_power_cut_in_the_middle_of_an_apply(applied):
+    """The document that was applied before is true again, and none of the other is left."""
+    before = applied.state()
+    many = {
+        f"{kind}{number}": make(mac=f"02:00:00:00:{base}:{number:02x}", **more(number))
+        for number in range(40)
+        for kind, make, base, more in (
+            ("br_", bridge, "0a", lambda _: {}),
+            ("vx_", vxlan, "0b", lambda n: {"vni": 100 + n, "bridge": f"br-{n}", "peers": {"b": THERE}}),
+        )
+    }
+    wanted = document(owner("app"), **many)
+    process = applied.vm.popen([AGENT, "apply"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdin.write(json.dumps(wanted))
+    process.stdin.close()
+    applied.vm.run("until ip link show br-20 >/dev/null 2>&1; do sleep 0.05; done")
+    applied.vm.run("test -e /var/lib/overlay/journal.json")
+    applied.vm.power_cut()
+    assert process.wait(60) != 0
+    applied.restored()
+    assert applied.vm.run("ls /var/lib/overlay").stdout.split() == ["members", "services", "shared.json", "stacks"]
+    assert applied.state() == before
+    as_declared(applied)
+
+
+def test_the_connection_ends_in_the_middle_of_an_apply(applied):
+    """The sshd is gone, and the operator with it: nobody got the report, so nothing was done."""
+    before = applied.state()
+    changed = STACKS["app"]()
+    changed["devices"]["vx-app"]["vni"] = 44
+    script = f"{AGENT} apply & sleep 0.2; kill -KILL $PPID; wait"
+    with pytest.raises(LabError):
+        applied.vm.run(script, input=json.dumps(changed))
+    applied.vm.run("until flock -n /run/overlay.lock true; do sleep 0.2; done")
+    assert applied.state() == before
+    as_declared(applied)
+
+
+def test_the_last_stack_leaves_nothing_under_systemd(applied):
+    for name in STACKS:
+        request = {"owner": owner(name), "host": "a"}
+        done = applied.agent("uninstall", document=request)
+        assert json.loads(done.stdout)["removed"] == (name == list(STACKS)[-1]), done
+    assert applied.vm.run("systemctl list-unit-files --no-legend 'overlay*'", check=False).stdout == ""
+    assert applied.vm.run("systemctl list-units --all --no-legend 'overlay*'").stdout == ""
+    assert applied.vm.run("ls -d /var/lib/overlay /usr/local/lib/overlay-agent /run/overlay*", check=False).stdout == ""
+    links = [row["ifname"] for row in json.loads(applied.vm.run("ip -j link").stdout)]
+    assert links == ["lo", "eth0", "eth1", "eth2"]
+    assert applied.vm.run("nft list ruleset").stdout == ""
