@@ -129,6 +129,8 @@ class End:
     #: Of the underlay. None: not managed, so not known.
     mtu: int | None = None
     managed: bool = True
+    #: What encryption takes of that MTU (see encryption.py).
+    encryption: int = 0
 
     @property
     def version(self) -> int | None:
