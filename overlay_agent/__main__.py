@@ -21,6 +21,8 @@ USAGE = """usage: overlay-agent VERB
   explain [STACK]    the commands that do the same by hand; a document on standard input, or STACK
   restore [WHICH]    make every stack's document true again (at boot); WHICH: docker, those with networks
                      of Docker's, which has to run; own, those without
+  watch PID          wait for the end of the apply that is that process, and undo it if it is not proven;
+                     the agent starts it itself, before a change that could cut the host off
   probe              what this host offers, as JSON
   identity           make this host's WireGuard key, and tell its public half
   secrets            keep the secret values on standard input, for documents to refer to
@@ -134,7 +136,7 @@ def _check(label: str | None = None) -> int:
 
                 drifted += [f"{wanted.host}: {why}" for why in [docker_api.missing()] if why]
             kernel_.secrets = reconcile.secrets_of(wanted, store_)
-            changes = reconcile.changes_for(bridges.resolved(wanted), kernel_, store_.read(name))
+            changes = reconcile.changes_for(bridges.resolved(wanted, kernel_), kernel_, store_.read(name))
             drifted += [line for change in changes for line in change.drift()]
     for line in drifted:
         print(shortened(line), file=sys.stderr)
@@ -198,6 +200,13 @@ def _restore(which: str = "all") -> int:
                 print(f"stack {label}: {error}", file=sys.stderr)
                 code = 1
     return code
+
+
+def _watch(guard_: str) -> int:
+    from overlay_agent import arming, host, store  # noqa: PLC0415
+
+    arming.watch(store.Store(), host.here(), int(guard_))
+    return 0
 
 
 def _probe() -> int:
@@ -268,6 +277,7 @@ VERBS: dict[str, tuple[Callable[..., int], int]] = {
     "show": (_guarded(_show), 1),
     "explain": (_guarded(_explain), 1),
     "restore": (_guarded(_restore), 1),
+    "watch": (_guarded(_watch), 1),
     "probe": (_guarded(_probe), 0),
     "identity": (_guarded(_identity), 0),
     "secrets": (_guarded(_secrets), 0),

@@ -9,6 +9,10 @@ came of it through a pipe. Only the guard speaks to the outside. So:
 - the guard is killed: the worker finds the pipe broken and undoes;
 - both are killed, or the power fails: the journal stays, and whichever agent comes next (an
   apply, or `restore` at boot) ends the matter first.
+
+A change of a NIC can do all that was asked and leave the host unreachable. Such a one is armed first: a process
+of its own undoes it when guard and worker are gone (arming.py), and the guard itself undoes it unless those who
+answered before answer again (evidence.py).
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from overlay_agent import faults, reconcile
 from overlay_agent.document import Document
@@ -28,6 +32,9 @@ from overlay_agent.host import Here
 from overlay_agent.kernel import Kernel
 from overlay_agent.reconcile import Failed, Plan, Refused
 from overlay_agent.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from overlay_agent.evidence import Witnesses
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -49,13 +56,23 @@ def transaction(
     except Refused as error:
         _say([*error.errors, "nothing was changed"])
         return 1
-    if plan.quiet:
-        _say(plan.lines())
-    else:
-        why = _in_worker(plan, kernel, store, here, fault)
+    lines = plan.lines()
+    if not plan.quiet:
+        try:
+            witnesses = _armed(plan)
+        except KernelError as error:
+            _say([f"{wanted.host}: {error}"])
+            return 1
+        store.arm(witnesses is not None)
+        why, lines = _in_worker(plan, kernel, store, here, fault)
+        why = why or (witnesses.lost() if witnesses else "")
         if why:
             return _undone(store, why)
+        if witnesses:
+            store.disarm()
+            lines.append(f"{wanted.host}: {witnesses} answered after the change")
     try:
+        _tell(lines)
         out(plan.report())
     except OSError:
         why = f"{wanted.host}: nobody took the report (the SSH session is gone)"
@@ -68,24 +85,45 @@ def transaction(
     return 0
 
 
-def end_cut_short(store: Store, here: Here) -> None:
+def _armed(plan: Plan) -> Witnesses | None:
+    """Who has to answer after the change; None where it is no risk, or nobody could tell."""
+    uplinks = (spec for spec in plan.wanted.services.values() if spec.KIND == "uplink")
+    if not any(uplinks) and all(getattr(change.found, "KIND", "") != "uplink" for change in plan.changes):
+        return None
+    from overlay_agent import arming  # noqa: PLC0415 - few hosts have uplinks
+
+    if not arming.is_risky(plan):
+        return None
+    from overlay_agent.evidence import Witnesses  # noqa: PLC0415 - costs 5 ms
+
+    witnesses = Witnesses(plan.wanted.host)
+    if not witnesses:
+        return None
+    arming.arm()
+    return witnesses
+
+
+def end_cut_short(store: Store, here: Here, say: Callable[[Sequence[str]], None] | None = None) -> None:
     """Ends what an earlier agent left halfway, if one did. For whom holds the store's lock."""
+    say = say or _say
     if store.read_journal() is None:
         return
     kernel = Kernel()
     try:
-        _say(reconcile.recover(kernel, store, here.boot))
+        say(reconcile.recover(kernel, store, here.boot))
     except (Failed, KernelError) as error:
         # What is declared now has the last word; holding on to what cannot be brought back would
         # block the host for ever.
         store.write_journal(None)
-        _say([f"an apply that was cut short could not be undone: {error}; going on with what is declared"])
+        say([f"an apply that was cut short could not be undone: {error}; going on with what is declared"])
     finally:
         kernel.close()
 
 
-def _in_worker(plan: Plan, kernel: Kernel, store: Store, here: Here, fault: Callable[[], None] | None) -> str:
-    """Carries the plan out in a child. Returns why that did not work, or nothing."""
+def _in_worker(
+    plan: Plan, kernel: Kernel, store: Store, here: Here, fault: Callable[[], None] | None
+) -> tuple[str, list[str]]:
+    """Carries the plan out in a child. Returns why that did not work, or nothing, and lines for people."""
     sys.stdout.flush()
     sys.stderr.flush()
     receive, send = os.pipe()
@@ -115,12 +153,9 @@ def _in_worker(plan: Plan, kernel: Kernel, store: Store, here: Here, fault: Call
             signal.signal(number, signal.SIG_IGN)
         _, status = os.waitpid(pid, 0)
     if not text:
-        return f"{plan.wanted.host}: the apply was ended by {cause or _cause(status)}"
+        return f"{plan.wanted.host}: the apply was ended by {cause or _cause(status)}", []
     result = json.loads(text)
-    if "error" in result:
-        return str(result["error"])
-    _say(result["lines"])
-    return ""
+    return result.get("error", ""), result.get("lines", [])
 
 
 def _work(
@@ -173,7 +208,14 @@ def _interrupt(number: int, frame: Any) -> None:  # noqa: ARG001 - what signal()
 
 
 def _say(lines: Sequence[str]) -> None:
-    """Lines for people; that nobody reads them any more is found out when the report is written."""
+    """Lines for people, if anybody still reads them."""
     with suppress(OSError):
-        for line in lines:
-            print(shortened(line), file=sys.stderr, flush=True)
+        _tell(lines)
+
+
+def _tell(lines: Sequence[str]) -> None:
+    """Lines for people. OSError where nobody reads them any more."""
+    left = "".join(f"{shortened(line)}\n" for line in lines).encode()
+    sys.stderr.flush()
+    while left:  # not through sys.stderr, which would try again at exit what could not be written
+        left = left[os.write(sys.stderr.fileno(), left) :]

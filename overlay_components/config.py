@@ -19,7 +19,7 @@ import pydantic
 import yaml
 
 from overlay_agent import fields
-from overlay_components import bridge, encryption, errors, model, vxlan_tunnel
+from overlay_components import bridge, encryption, errors, gretap_tunnel, l2tp_tunnel, model, vxlan_tunnel
 from overlay_components.dhcp_router import DhcpOptions
 from overlay_components.errors import ConfigErrors
 from overlay_components.model import Checked, Model
@@ -27,7 +27,7 @@ from overlay_components.tunnel import End, TunnelKind, TunnelOptions
 
 NAMESPACE = "overlay"
 #: The registry of tunnel kinds: a new kind is a file beside vxlan_tunnel.py and a line here.
-TUNNELS: dict[str, TunnelKind] = {kind.name: kind for kind in (vxlan_tunnel.KIND,)}
+TUNNELS: dict[str, TunnelKind] = {kind.name: kind for kind in (vxlan_tunnel.KIND, gretap_tunnel.KIND, l2tp_tunnel.KIND)}
 
 #: What runs containers, as far as the snippets know.
 RUNTIMES = ("none", "lxc", "lxd", "incus", "docker")

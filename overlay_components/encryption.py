@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pydantic
 
 from overlay_agent import fields
-from overlay_agent.kinds import KINDS
 from overlay_agent.kinds.wireguard import Wireguard
 from overlay_components import model, names
 from overlay_components.model import Checked
@@ -230,9 +229,3 @@ class Encryption:
         """What packet filters must let in."""
         peers = {peer: self._outside[peer].address for peer in sorted(self._peers[host])}
         return {"protocol": "udp", "port": self._port(host), "peers": peers}
-
-    def clash(self, host: str, spec: Any) -> str:
-        """The sentence about a device that listens on WireGuard's port; empty: it does not."""
-        port = self._port(host)
-        taken = any(one.protocol == "udp" and one.port == port for one in KINDS[spec.KIND].listens(spec))
-        return f"UDP port {port} is WireGuard's on {{hosts}} ({{earlier}}); give another port" if taken else ""

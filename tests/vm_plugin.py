@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import uuid
 from collections import Counter
 from pathlib import Path
 
@@ -156,7 +157,7 @@ class Outside:
         for kernel, number in sorted(self.ran.items()):
             missing = ", ".join(sorted(self.why[kernel]))
             why = f" ({missing}: not in this machine's {os.uname().release})" if missing else ""
-            terminalreporter.write_line(f"VM lab: {number} tests ran on Linux {kernel}{why}")
+            terminalreporter.write_line(f"VM lab: {number} test{'s' * (number != 1)} ran on Linux {kernel}{why}")
 
 
 class Guest:
@@ -189,11 +190,12 @@ class Guest:
 
     def start(self, nodeids: list[str], python: Path) -> None:
         """Start pytest in the guest, and a thread that reads what it says."""
-        self.vm.run("cat > /tmp/nodeids", input="\n".join(nodeids) + "\n")
+        listing = f"/tmp/nodeids-{uuid.uuid4()}"  # noqa: S108 - the guest's, and of this name nobody else's
+        self.vm.run(f"cat > {listing}", input="\n".join(nodeids) + "\n")
         options = ["-p", "no:cacheprovider", "-p", "no:xdist", f"--timeout={PATIENCE}", "--tb", self.tracebacks()]
         if (verbose := self.config.option.verbose) > 0:
             options.append("-" + "v" * verbose)
-        words = " ".join([str(python), "-m", "pytest", *options, "@/tmp/nodeids"])
+        words = " ".join([str(python), "-m", "pytest", *options, f"@{listing}"])
         # Reports go to the descriptor, what pytest prints to its log: of interest only if the former end too early.
         self.process = self.vm.popen(
             f"cd {self.config.rootpath} && {INSIDE}=3 PATH={python.parent}:$PATH exec {words} 3>&1 1>&2 </dev/null",
@@ -213,6 +215,8 @@ class Guest:
                 what = json.loads(line)
                 if "report" in what:
                     report = self.config.hook.pytest_report_from_serializable(config=self.config, data=what["report"])
+                    if isinstance(report.longrepr, list):  # a skip's place and reason, which JSON knows no tuple for
+                        report.longrepr = tuple(report.longrepr)
                     self.found.setdefault(report.nodeid, []).append(report)
                 self.finished.update([what["finished"]] if "finished" in what else [])
                 self.ended += what.get("collecting", "")

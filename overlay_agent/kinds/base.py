@@ -402,16 +402,16 @@ def wrong_underlay(kernel: Kernel, spec: Any, wanted: Document, overhead: int) -
     own, or no room for a packet with what encapsulation adds."""
     out: list[str] = []
     device = getattr(spec, "device", None)
-    lower = lower_device(kernel, wanted, device) if device else None
+    lower = _lower_device(kernel, wanted, device) if device else None
     if device and lower is None:
         out.append(f"device {device!r} is not on this host; name the underlay's NIC in underlay.device")
-    holds = holder(kernel, wanted, spec.local)
-    if holds is None:
+    holder = _holder(kernel, wanted, spec.local)
+    if holder is None:
         out.append(
             f"local {spec.local!r} is not an address of this host; set hosts.{wanted.host}.underlay.local "
             f"(behind NAT it differs from the address that peers send to)"
         )
-    lower = lower if device else holds
+    lower = lower if device else holder
     need = spec.mtu + overhead
     if lower and lower.name != "lo" and lower.mtu < need:
         out.append(
@@ -438,37 +438,43 @@ def wrong_ends(spec: Any, version: int | None = None) -> list[str]:
 
 
 def own_addresses(kernel: Kernel, link: Link) -> list[str]:
-    """The device's addresses without those that float between hosts, which come and go by themselves."""
+    """The device's addresses without those that float between hosts, which come and go by themselves, and without
+    those that a NIC handed to its bridge, which are the host's."""
     from overlay_agent.kinds.vrrp import floating  # noqa: PLC0415 - it is built upon this module
 
+    if link.kind == "bridge":
+        from overlay_agent import uplinks  # noqa: PLC0415 - of few documents
+
+        if uplinks.of_bridge(link.name):
+            return []
     floats = floating()
     return [address for address in kernel.addresses(link) if (link.name, address) not in floats]
 
 
 @dataclasses.dataclass(frozen=True)
-class Lower:
+class _Lower:
     """A device that carries a tunnel's packets."""
 
     name: str
     mtu: int
 
 
-def lower_device(kernel: Kernel, wanted: Document, name: str) -> Lower | None:
+def _lower_device(kernel: Kernel, wanted: Document, name: str) -> _Lower | None:
     """The device as it is once the document is true: this host's, or one that the document has."""
     if name in wanted.devices:
-        return Lower(name, wanted.devices[name].mtu)
+        return _Lower(name, wanted.devices[name].mtu)
     link = kernel.links.get(name)
-    return Lower(name, link.mtu) if link else None
+    return _Lower(name, link.mtu) if link else None
 
 
-def holder(kernel: Kernel, wanted: Document, address: str) -> Lower | None:
+def _holder(kernel: Kernel, wanted: Document, address: str) -> _Lower | None:
     """The device that has the address once the document is true."""
     ip = ipaddress.ip_address(address)
     for name, spec in wanted.devices.items():
         if any(ipaddress.ip_interface(one).ip == ip for one in spec.addresses):
-            return Lower(name, spec.mtu)
+            return _Lower(name, spec.mtu)
     link = kernel.device_with(address)
-    return Lower(link.name, link.mtu) if link else None
+    return _Lower(link.name, link.mtu) if link else None
 
 
 class Explained:
@@ -497,6 +503,6 @@ class Explained:
 
 __all__ = [
     "DEVICES", "MTU_LEAST", "PORT_FIELDS", "RECREATE", "SERVICES", "SET",
-    "Device", "DeviceKind", "Kind", "Listens", "Lower", "Passes", "Spec", "attribute", "holder", "lower_device",
-    "optional", "wrong_ends", "wrong_underlay",
+    "Device", "DeviceKind", "Kind", "Listens", "Passes", "Spec", "attribute", "optional",
+    "wrong_ends", "wrong_underlay",
 ]  # fmt: skip

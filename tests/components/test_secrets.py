@@ -177,7 +177,7 @@ def test_what_others_get_of_the_plan_has_no_value():
 
 def test_from_a_stack_file():
     raw = {
-        "overlay:hosts": {n: {"address": f"192.0.2.{i}", "hostKey": KEY, "user": "root"} for i, n in enumerate("ab", 11)},
+        "overlay:hosts": {name: {"address": f"192.0.2.{ord(name)}", "hostKey": KEY, "user": "root"} for name in "ab"},
         "overlay:segments": {"app": {"tunnels": {"core": {"kind": "vxlan", "vni": 42, "cookie": COOKIE}}}},
     }
 

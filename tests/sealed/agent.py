@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from contextlib import suppress
+from pathlib import Path
 
 from overlay_agent import fields
+from overlay_agent.errors import KernelError
 from overlay_agent.kinds.base import attribute, optional
 from overlay_agent.kinds.vxlan import Vxlan, VxlanKind
 
@@ -19,7 +20,7 @@ class Sealed(Vxlan):
 
 
 def _file(name):
-    return f"/run/sealed-{name}"
+    return Path(f"/run/sealed-{name}")
 
 
 class SealedKind(VxlanKind):
@@ -29,29 +30,23 @@ class SealedKind(VxlanKind):
 
     def observe(self, kernel, link):
         spec = super().observe(kernel, link)
-        with suppress(FileNotFoundError), open(_file(link.name), "rb") as file:
-            return dataclasses.replace(spec, cookie=kernel.secrets.reference_of(file.read()))
+        with suppress(FileNotFoundError):
+            return dataclasses.replace(spec, cookie=kernel.secrets.reference_of(_file(link.name).read_bytes()))
         return spec
 
     def change_rest(self, kernel, name, spec, found):
         super().change_rest(kernel, name, spec, found)
         if spec.cookie == found.cookie:
             return
-        with suppress(FileNotFoundError):
-            os.unlink(_file(name))
+        _file(name).unlink(missing_ok=True)
         if spec.cookie:
-            value = kernel.secrets.read(spec.cookie)
-            with open(_file(name), "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                file.write(value)
-        if os.path.exists("/run/sealed-refuse"):  # for tests of the undo
-            from overlay_agent.errors import KernelError
-
+            _file(name).write_bytes(kernel.secrets.read(spec.cookie))
+        if Path("/run/sealed-refuse").exists():  # for tests of the undo
             raise KernelError(name, 22, "sealed-refuse is there")
 
     def delete(self, kernel, name, mark):
         super().delete(kernel, name, mark)
-        with suppress(FileNotFoundError):
-            os.unlink(_file(name))
+        _file(name).unlink(missing_ok=True)
 
 
 KIND = SealedKind()

@@ -6,9 +6,9 @@ import dataclasses
 from typing import Annotated, Any
 
 import pydantic
+from overlay_agent.kinds.sealed import Sealed  # comes with `put_into`
 
 from overlay_agent import fields
-from overlay_agent.kinds.sealed import Sealed
 from overlay_components import model, vxlan_tunnel
 from overlay_components.model import Checked
 
