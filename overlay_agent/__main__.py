@@ -21,7 +21,11 @@ USAGE = """usage: overlay-agent VERB
   explain [STACK]    the commands that do the same by hand; a document on standard input, or STACK
   restore [WHICH]    make every stack's document true again (at boot); WHICH: docker, those with networks
                      of Docker's, which has to run; own, those without
+  watch PID          wait for the end of the apply that is that process, and undo it if it is not proven;
+                     the agent starts it itself, before a change that could cut the host off
   probe              what this host offers, as JSON
+  identity           make this host's WireGuard key, and tell its public half
+  secrets            keep the secret values on standard input, for documents to refer to
   install            put this agent in place (run from the .pyz file)
   uninstall          remove the stack given on standard input, and the agent with the last one
   version            the version
@@ -66,13 +70,18 @@ def _guarded(verb: Callable[..., int]) -> Callable[..., int]:
 
 
 def _apply() -> int:
-    from overlay_agent import document, guard, host, store  # noqa: PLC0415
+    from overlay_agent import document, guard, host, secrets, store  # noqa: PLC0415
 
     wanted = document.load(sys.stdin.buffer.read(document.MAX_BYTES + 1))
     host.load_modules(wanted.modules())
     store_ = store.Store()
     with store_.locked(f"stack {wanted.owner.label}"):
-        return guard.transaction(wanted, store_, host.here(), _report)
+        code = guard.transaction(wanted, store_, host.here(), _report)
+        if code == 0:
+            # Not at `restore`, which may come between a new value and the document that has it.
+            store_.secrets(wanted.owner.label).keep(secrets.references(wanted.objects.values()))
+            store_.forget_keys(wanted.owner.label, but={getattr(o, "public_key", "") for o in wanted.devices.values()})
+    return code
 
 
 def _remove(label: str | None = None) -> int:
@@ -83,6 +92,9 @@ def _remove(label: str | None = None) -> int:
     if old is None:
         old = _labelled(str(label))
     if old is None:
+        if _is_label(label):
+            store_.forget_keys(str(label))
+            store_.secrets(str(label)).keep(())  # those that came before a document that never did
         print(f"stack {label}: has nothing here; already removed", file=sys.stderr)
         return 0
     with store_.locked(f"stack {old.owner.label}"):
@@ -123,7 +135,8 @@ def _check(label: str | None = None) -> int:
                 from overlay_agent import docker_api  # noqa: PLC0415 - costs 15 ms where there is no Docker
 
                 drifted += [f"{wanted.host}: {why}" for why in [docker_api.missing()] if why]
-            changes = reconcile.changes_for(bridges.resolved(wanted), kernel_, store_.read(name))
+            kernel_.secrets = reconcile.secrets_of(wanted, store_)
+            changes = reconcile.changes_for(bridges.resolved(wanted, kernel_), kernel_, store_.read(name))
             drifted += [line for change in changes for line in change.drift()]
     for line in drifted:
         print(shortened(line), file=sys.stderr)
@@ -140,6 +153,8 @@ def _show(label: str | None = None) -> int:
         kernel_ = kernel.Kernel()
         for name in [label] if label else store_.labels():
             wanted, out[name] = _document(store_, name), {}
+            if wanted:
+                kernel_.secrets = reconcile.secrets_of(wanted, store_)
             names = wanted.objects.keys() | reconcile.ours(kernel_, wanted.owner, store_.read(name)) if wanted else ()
             for one in sorted(names):
                 kinds = {wanted.objects[one].KIND} if one in wanted.objects else set()
@@ -187,11 +202,30 @@ def _restore(which: str = "all") -> int:
     return code
 
 
+def _watch(guard_: str) -> int:
+    from overlay_agent import arming, host, store  # noqa: PLC0415
+
+    arming.watch(store.Store(), host.here(), int(guard_))
+    return 0
+
+
 def _probe() -> int:
     from overlay_agent import host  # noqa: PLC0415
 
     _report(host.offers())
     return 0
+
+
+def _identity() -> int:
+    from overlay_agent import host, keys, store  # noqa: PLC0415
+
+    return keys.identity(json.load(sys.stdin), store.Store(), host.here(), _report)
+
+
+def _secrets() -> int:
+    from overlay_agent import document, host, secrets, store  # noqa: PLC0415
+
+    return secrets.receive(sys.stdin.buffer.read(document.MAX_BYTES + 1), store.Store(), host.here(), _report)
 
 
 def _install(mode: str = "new") -> int:
@@ -219,8 +253,12 @@ def _document(store_: Any, label: str | None) -> Any:
 
     if label is None:
         return document.load(sys.stdin.buffer.read(document.MAX_BYTES + 1))
-    raw = store_.read(label) if label.count("/") == 1 and ".." not in label else None
+    raw = store_.read(label) if _is_label(label) else None
     return document.parse(raw) if raw else None
+
+
+def _is_label(label: str | None) -> bool:
+    return label is not None and label.count("/") == 1 and ".." not in label
 
 
 def _report(report: dict[str, Any]) -> None:
@@ -239,7 +277,10 @@ VERBS: dict[str, tuple[Callable[..., int], int]] = {
     "show": (_guarded(_show), 1),
     "explain": (_guarded(_explain), 1),
     "restore": (_guarded(_restore), 1),
+    "watch": (_guarded(_watch), 1),
     "probe": (_guarded(_probe), 0),
+    "identity": (_guarded(_identity), 0),
+    "secrets": (_guarded(_secrets), 0),
     "install": (_guarded(_install), 1),
     "uninstall": (_guarded(_uninstall), 0),
     "version": (_version, 0),

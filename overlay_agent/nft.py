@@ -28,6 +28,8 @@ LEGACY = "/proc/net/ip_tables_names"
 BRIDGED = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 #: How many peers a command to copy names; a mesh of 1,000 would fill the screen.
 NAMED = 16
+#: IP's numbers of what the tunnels use (/etc/protocols).
+PROTOCOLS = {"udp": 17, "gre": 47, "l2tp": 115}
 
 
 def missing() -> bool:
@@ -103,14 +105,14 @@ def warnings(host: str, wanted: Sequence[Listens]) -> list[str]:
 
     An accept in a table of one's own cannot overrule another table's drop (nft(8)).
     """
-    ways: dict[tuple[str, int, bool], Listens] = {}
+    ways: dict[tuple[str, int | None, bool], Listens] = {}
     for one in wanted:
         key = (one.protocol, one.port, ":" in "".join(one.peers[:1]))
         peers = {*one.peers, *(ways[key].peers if key in ways else ())}
         ways[key] = dataclasses.replace(one, peers=tuple(sorted(peers)))
     return [
-        f"{host}: {name} drops what it does not know, and {one.protocol} {one.port} is not in it, so no packet of the "
-        f"tunnel may come in; type: {command}"
+        f"{host}: {name} drops what it does not know, and {one} is not in it, so no packet of the tunnel may come in; "
+        f"type: {command}"
         for one in ways.values()
         for name, command in _in_the_way(one)
     ]
@@ -197,7 +199,7 @@ def _in_the_way(one: Listens) -> list[tuple[str, str]]:
             found.append(("ufw", _ufw(one)))
         else:
             where = f"{family} {name} {chain['name']}"
-            match = f"{_saddr(one)}{one.protocol} dport {one.port} accept"
+            match = f"{_saddr(one)}{_match(one)} accept"
             found.append((f"the nftables chain {where}", f"nft insert rule {where} {match}"))
     found += _legacy(one)
     # ufw has a chain for each address family, and one command for both.
@@ -205,8 +207,9 @@ def _in_the_way(one: Listens) -> list[tuple[str, str]]:
 
 
 def _known(listing: str | None, one: Listens) -> bool:
-    """Whether the port stands in a table's rules; a rule that names it is taken for an opening."""
-    return re.search(rf'"right": {one.port}\b', listing or "") is not None
+    """Whether the port, or the protocol, stands in a table's rules; a rule that names it is taken for an opening."""
+    what = f'({_number(one)}\\b|"{one.protocol}")' if one.port is None else rf"{one.port}\b"
+    return re.search(f'"right": {what}', listing or "") is not None
 
 
 def _legacy(one: Listens) -> list[tuple[str, str]]:
@@ -214,12 +217,14 @@ def _legacy(one: Listens) -> list[tuple[str, str]]:
     if "ip" not in _families(one) or not _legacy_filter():
         return []
     done = subprocess.run(["iptables-legacy", "-S", "INPUT"], capture_output=True, text=True, check=False)
-    if "-P INPUT DROP" not in done.stdout or f"--dport {one.port} " in done.stdout:
+    known = rf"-p ({one.protocol}|{_number(one)}) " if one.port is None else f"--dport {one.port} "
+    if "-P INPUT DROP" not in done.stdout or re.search(known, done.stdout):
         return []
     if "-j ufw-" in done.stdout:
         return [("ufw", _ufw(one))]
     sources = f" -s {','.join(_peers(one))}" if one.peers else ""
-    rule = f"-p {one.protocol}{sources} --dport {one.port} -j ACCEPT"
+    what = f"-p {_number(one)}{sources}" if one.port is None else f"-p {one.protocol}{sources} --dport {one.port}"
+    rule = f"{what} -j ACCEPT"
     return [("iptables-legacy INPUT", f"iptables-legacy -I INPUT {rule}")]
 
 
@@ -258,8 +263,22 @@ def _saddr(one: Listens) -> str:
     return f"{_families(one)[1]} saddr '{{ {', '.join(_peers(one))} }}' "
 
 
+def _number(one: Listens) -> int:
+    """The IP protocol, which not every host has a name for."""
+    return PROTOCOLS[one.protocol]
+
+
+def _match(one: Listens) -> str:
+    return f"meta l4proto {_number(one)}" if one.port is None else f"{one.protocol} dport {one.port}"
+
+
 def _ufw(one: Listens) -> str:
-    rule = f"ufw allow proto {one.protocol} from {{}} to any port {one.port}"
+    if one.protocol == "l2tp":  # which ufw does not know
+        six = "6" if ":" in "".join(one.peers) else ""
+        rule = f"-A ufw{six}-before-input -p {_number(one)} -s {','.join(_peers(one))} -j ACCEPT"
+        return f"sed -i '/^COMMIT/i {rule}' /etc/ufw/before{six}.rules; ufw reload"
+    port = "" if one.port is None else f" to any port {one.port}"
+    rule = f"ufw allow proto {one.protocol} from {{}}{port}"
     if len(one.peers) < 2:
         return rule.format(one.peers[0] if one.peers else "any")
     return f"for peer in {' '.join(_peers(one))}; do {rule.format('$peer')}; done"
@@ -268,9 +287,11 @@ def _ufw(one: Listens) -> str:
 def _firewalld(one: Listens) -> str:
     head = "firewall-cmd --permanent --add-"
     if not one.peers:
-        return f"{head}port={one.port}/{one.protocol}; firewall-cmd --reload"
+        what = f"protocol={one.protocol}" if one.port is None else f"port={one.port}/{one.protocol}"
+        return f"{head}{what}; firewall-cmd --reload"
     family = "ipv6" if ":" in one.peers[0] else "ipv4"
-    rule = f"rule family={family} source address=$peer port port={one.port} protocol={one.protocol} accept"
+    what = f"protocol value={one.protocol}" if one.port is None else f"port port={one.port} protocol={one.protocol}"
+    rule = f"rule family={family} source address=$peer {what} accept"
     return f'for peer in {" ".join(_peers(one))}; do {head}rich-rule="{rule}"; done; firewall-cmd --reload'
 
 

@@ -20,6 +20,7 @@ from overlay_agent.errors import KernelError
 from overlay_agent.fields import RECREATE
 from overlay_agent.kernel import Kernel
 from overlay_agent.kinds import DEVICES, KINDS, SERVICES
+from overlay_agent.secrets import MISSING, Secrets, references
 from overlay_agent.store import Store
 
 #: Read-backs until a difference counts: udev and daemons may be at it for a moment.
@@ -85,9 +86,12 @@ def found(kernel: Kernel, name: str, mark: str, kinds: set[str]) -> Any:
         spec = KINDS[service].find(kernel, name, mark)
         if spec is not None:
             return spec
-    link = None if services else kernel.links.get(name)
-    kind = KINDS.get(link.kind) if link else None
-    return kind.find(kernel, name, mark) if kind else None
+    if services:
+        return None
+    link = kernel.links.get(name)
+    # What is there in part may not have its device yet.
+    there = ({link.kind} & KINDS.keys()) if link else kinds
+    return next((spec for kind in sorted(there) for spec in [KINDS[kind].find(kernel, name, mark)] if spec), None)
 
 
 def stored_objects(raw: Raw | None) -> Raw:
@@ -149,15 +153,19 @@ def refusals(wanted: Document, kernel: Kernel, stored: Raw | None, machine: str)
     if stored and stored["owner"]["id"] != wanted.owner.id:
         errors.append(foreign_stack(host, label, stored["owner"]["id"], wanted.owner.id))
     mine = ours(kernel, wanted.owner, stored)
+    missing = set(kernel.secrets.missing())
     for name, spec in sorted(wanted.objects.items()):
         link = kernel.links.get(name)
         if link and name in wanted.devices and name not in mine:
             whose = f"belongs to {link.alias}" if link.alias else "is not ours"
+            theirs = KINDS.get(link.kind)
+            away = theirs.removal(kernel, name) if theirs else f"ip link delete {name}"
             errors.append(
                 f"{host} {name}: a device of that name ({link.kind or 'physical'}) is there and {whose}; "
-                f"give ours another name (ifname, or bridge.name), or remove that one: ip link delete {name}"
+                f"give ours another name (ifname, or bridge.name), or remove that one: {away}"
             )
         errors += [f"{host} {name}: {wrong}" for wrong in KINDS[spec.KIND].wrong_here(kernel, name, spec, wanted)]
+        errors += [f"{host} {name}: {reference}: {MISSING}" for reference in sorted(references([spec]) & missing)]
     for name in [] if wanted.force else sorted(mine - wanted.objects.keys()):
         link = kernel.links.get(name)
         kind = KINDS.get(link.kind) if link else None
@@ -166,6 +174,11 @@ def refusals(wanted: Document, kernel: Kernel, stored: Raw | None, machine: str)
             for use in (kind.in_use(kernel, name, mine) if kind else [])
         ]
     return errors
+
+
+def secrets_of(wanted: Document, store: Store) -> Secrets:
+    """The secret values that the document refers to."""
+    return store.secrets(wanted.owner.label, references(wanted.objects.values()))
 
 
 def foreign_stack(host: str, label: str, theirs: str, ours_: str) -> str:
@@ -184,7 +197,8 @@ def prepare(wanted: Document, kernel: Kernel, store: Store, machine: str, *, for
     one is empty). Raises Refused; touches nothing."""
     stored = store.read(wanted.owner.label)
     target = None if forget else documents.to_json(wanted)
-    wanted = bridges.resolved(wanted)
+    wanted = bridges.resolved(wanted, kernel)
+    kernel.secrets = secrets_of(wanted, store)
     errors = refusals(wanted, kernel, stored, machine)
     if errors:
         raise Refused(errors)
@@ -206,7 +220,7 @@ def carry_out(
     notes: list[str] = []
     if plan.changes:
         notes = act(kernel, plan.changes, owner.alias, before)
-        _check(lambda fresh: changes_for(plan.wanted, fresh, plan.stored), "read back")
+        _check(lambda fresh: changes_for(plan.wanted, fresh, plan.stored), "read back", kernel.secrets)
     store.write(owner.label, plan.target)
     _reached(fault)
     if plan.changes:
@@ -293,13 +307,15 @@ def undo(kernel: Kernel, store: Store, journal: Raw, fault: Callable[[], None] |
     strays = {mark: name for name, mark in marks.items() if mark}
     for link in list(kernel.links.values()):
         if strays.get(link.alias, link.name) != link.name:
-            kernel.delete_link(link.name)
+            kind = KINDS.get(link.kind)
+            kind.delete(kernel, link.name, link.alias) if kind else kernel.delete_link(link.name)
     targets = stored_objects(journal["target"])
     kinds = {name: {targets[name]["kind"]} if name in targets else set() for name in before}
     wanted = {
         name: fields.as_found(KINDS[was["spec"]["kind"]].spec, was["spec"]) if was else None
         for name, was in before.items()
     }
+    kernel.secrets = store.secrets(label, references(spec for spec in wanted.values() if spec is not None))
     changes = compare(kernel, wanted, kinds, marks.__getitem__)
     # What has no difference left may still lack what hung on it.
     same = [
@@ -308,7 +324,9 @@ def undo(kernel: Kernel, store: Store, journal: Raw, fault: Callable[[], None] |
         if spec is not None and name not in {change.name for change in changes}
     ]
     notes = act(kernel, [*changes, *same], marks.__getitem__, before, exactly=True)
-    _check(lambda fresh: compare(fresh, wanted, kinds, marks.__getitem__), "; ".join(["undo", *notes]))
+    _check(
+        lambda fresh: compare(fresh, wanted, kinds, marks.__getitem__), "; ".join(["undo", *notes]), kernel.secrets
+    )
     if store.read(label) != journal["stored"]:
         store.write(label, journal["stored"])
     _reached(fault)
@@ -323,7 +341,7 @@ def recover(kernel: Kernel, store: Store, boot: str) -> list[str]:
         return []
     label = journal["label"]
     # Where a drift was mended, old and new document are the same and tell nothing: undone.
-    done = store.read(label) == journal["target"] != journal["stored"]
+    done = store.read(label) == journal["target"] != journal["stored"] and not journal.get("armed")
     if done and not store.is_undoing():
         store.write_journal(None)
         return [f"stack {label}: an apply was cut short after it was done; nothing to undo"]
@@ -346,12 +364,13 @@ def _remove_files(kernel: Kernel, journal: Raw) -> None:
             kind.delete(kernel, name, f"overlay:{journal['label']}/{name}")
 
 
-def _check(left: Callable[[Kernel], list[Change]], what: str) -> None:
+def _check(left: Callable[[Kernel], list[Change]], what: str, secrets: Secrets) -> None:
     """`left` gives what is not yet as it should be, from a fresh look at the kernel."""
     lines: list[str] = []
     for seconds in VERIFY_SECONDS:
         time.sleep(seconds)
         kernel = Kernel()
+        kernel.secrets = secrets
         try:
             lines = [line for change in left(kernel) for line in change.drift()]
         finally:

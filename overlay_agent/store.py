@@ -11,9 +11,14 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from overlay_agent.secrets import Secrets
+
+if TYPE_CHECKING:
+    from overlay_agent.keys import Keys
 
 STATE = "/var/lib/overlay"
 LOCK = "/run/overlay.lock"
@@ -33,6 +38,7 @@ class Store:
         self._journal = os.path.join(state, "journal.json")
         self._undo = os.path.join(state, "undo.json")
         self._shared = os.path.join(state, "shared.json")
+        self._armed = False
 
     # -- membership -------------------------------------------------------------------------
 
@@ -86,6 +92,21 @@ class Store:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
                     raise
 
+    def secrets(self, label: str, wanted: Iterable[str] = ()) -> Secrets:
+        """The stack's secret values; `wanted`: see Secrets."""
+        return Secrets(self._state, label, wanted)
+
+    def keys(self, label: str) -> Keys:
+        """The stack's private keys."""
+        from overlay_agent.keys import Keys  # noqa: PLC0415 - few hosts have any
+
+        return Keys(self._state, label)
+
+    def forget_keys(self, label: str, but: Container[str] = ()) -> None:
+        """Removes the stack's private keys but those of these public ones."""
+        if os.path.isdir(os.path.join(self._state, "keys")):
+            self.keys(label).keep(but)
+
     # -- what stacks share ------------------------------------------------------------------
 
     def read_shared(self) -> dict[str, Any]:
@@ -102,9 +123,23 @@ class Store:
         """What an apply that has not ended was about to do; None when none was cut short."""
         return self._read(self._undo) or self._read(self._journal)
 
+    def arm(self, on: bool) -> None:
+        """Whether what is about to be done counts only once `disarm` is called: it is kept with the journal."""
+        self._armed = on
+
+    def disarm(self) -> None:
+        """What was done is proven: from here on it stays."""
+        journal = self.read_journal()
+        if journal is not None:
+            self._write(self._journal, {key: value for key, value in journal.items() if key != "armed"})
+
+    def is_armed(self) -> bool:
+        """Whether something was done that nobody has proven yet."""
+        return bool((self.read_journal() or {}).get("armed"))
+
     def write_journal(self, journal: dict[str, Any] | None) -> None:
         """Keeps the journal of the apply under way; None: it ended."""
-        self._write(self._journal, journal)
+        self._write(self._journal, {**journal, "armed": True} if journal and self._armed else journal)
         if journal is None:
             self._write(self._undo, None)
 
@@ -121,12 +156,14 @@ class Store:
     # -- lock -------------------------------------------------------------------------------
 
     @contextmanager
-    def locked(self, who: str) -> Iterator[None]:
-        """Holds the host's lock. Raises StoreError when another agent keeps it too long."""
-        seconds = float(os.environ.get("OVERLAY_LOCK_SECONDS", LOCK_SECONDS))
+    def locked(self, who: str, seconds: float | None = None, *, make: bool = True) -> Iterator[None]:
+        """Holds the host's lock. Raises StoreError when another agent keeps it too long; FileNotFoundError where
+        there is none, and `make` is not set."""
+        if seconds is None:
+            seconds = float(os.environ.get("OVERLAY_LOCK_SECONDS", LOCK_SECONDS))
         end = time.monotonic() + seconds
         while True:
-            file = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            file = os.open(self._lock, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if make else 0), 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The last stack's `uninstall` removes the file; a lock on that one keeps nobody out.

@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from overlay_components.bridge import Bridge
     from overlay_components.dhcp_router import DhcpRouter
+    from overlay_components.gretap_tunnel import GreTapTunnel
     from overlay_components.host import Host
+    from overlay_components.l2tp_tunnel import L2tpTunnel
     from overlay_components.overlay import Overlay
     from overlay_components.vxlan_tunnel import VxlanTunnel
 
-__all__ = ["Bridge", "DhcpRouter", "Host", "Overlay", "VxlanTunnel"]
+__all__ = ["Bridge", "DhcpRouter", "GreTapTunnel", "Host", "L2tpTunnel", "Overlay", "VxlanTunnel"]
 
 _MODULES = {
     "Bridge": "bridge",
     "DhcpRouter": "dhcp_router",
+    "GreTapTunnel": "gretap_tunnel",
     "Host": "host",
+    "L2tpTunnel": "l2tp_tunnel",
     "Overlay": "overlay",
     "VxlanTunnel": "vxlan_tunnel",
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,23 +12,35 @@ from overlay_agent import document
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, typed
 from overlay_components import config, errors, plan
+from overlay_components.config import TUNNELS
 from overlay_components.errors import ConfigErrors
 from overlay_components.lock import Lock
 from overlay_components.plan import Plan
+from overlay_components.secrets import NO_DIGITS, SHOWN, Secrets
+from overlay_components.tunnel import MESH
+
+#: How an explained command reads a secret value on a host of ours.
+_SECRET_FILE = re.compile(r"\$\(od [^)]*\)")
 
 
 def lines(raw: Mapping[str, Any], owner: Owner, name: str, lock: Lock) -> list[str]:
     """The commands, with comments, for that host or peer. Raises ConfigErrors."""
     checked = config.load_config(raw)
-    made = plan.make_plan(checked, owner, lock)
+    made = plan.make_plan(checked, owner, lock, Secrets(unknown=NO_DIGITS))
     if name in made.documents:
-        wanted = document.parse(made.documents[name])
+        wanted = _wanted(made, name)
         head = [f"# {owner.label} on {name}, by hand; `pulumi up` does it, and can undo it"]
-        return [*head, *_modules(wanted), *_commands(wanted, marked=True)]
+        return [*head, *map(_without_digits, _commands(wanted, marked=True))]
     if name not in checked.peers:
         known = errors.instead(name, [*checked.hosts, *checked.peers])
         raise ConfigErrors([f"HOST: unknown host {name!r}; {known}"])
     return _peer(raw, owner, name, made, lock)
+
+
+def _wanted(made: Plan, name: str) -> Document:
+    """The host's document. Public keys, which only the hosts know, are in words, so it is not read from JSON."""
+    rest = document.parse({**made.documents[name], "devices": {}})
+    return dataclasses.replace(rest, devices=made.devices[name])
 
 
 def _peer(raw: Mapping[str, Any], owner: Owner, name: str, made: Plan, lock: Lock) -> list[str]:
@@ -37,19 +51,35 @@ def _peer(raw: Mapping[str, Any], owner: Owner, name: str, made: Plan, lock: Loc
         for tunnel, facts in row["tunnels"].items():
             if name in facts["ends"]:
                 ends += 1
-                more = ", ".join(f"{key} {_text(value)}" for key, value in facts["more"].items())
+                more = [f"{key} {_text(value)}" for key, value in facts["more"].items() if key != "ends"]
                 others = ", ".join(end for end in facts["ends"] if end != name)
-                out.append(f"# segment {segment}, tunnel {tunnel}: {facts['kind']}, {more}; with {others}")
+                out.append(f"# segment {segment}, tunnel {tunnel}: {', '.join([facts['kind'], *more])}; with {others}")
                 out.append(f"#   mtu {row['mtu']}, subnets {_text(row['subnets'])}")
+                out += _mirrored(name, facts["more"].get("ends", {}))
+                if TUNNELS[facts["kind"]].pairwise and facts["topology"] == MESH and len(facts["ends"]) > 2:
+                    out.append("#   its devices must pass nothing to each other: a mesh would loop")
     if not ends:
         return [*out, "# no tunnel has this end: there is nothing to type"]
     try:
         managed = config.load_config(_managed(raw, name, made))
-        as_host = document.parse(plan.make_plan(managed, owner, lock).documents[name])
+        as_host = _wanted(plan.make_plan(managed, owner, lock, Secrets(unknown=NO_DIGITS)), name)
     except (ConfigErrors, document.DocumentError):
         # What it shares with others (a VNI on several pairs) a Linux host could not do.
         return [*out, "# a Linux machine cannot be that end with these numbers: see above for what it has to speak"]
-    return [*out, "# if it is a Linux machine:", *_modules(as_host), *_commands(as_host, marked=False)]
+    # The secrets of our hosts lie in no file of theirs.
+    commands = [_SECRET_FILE.sub(SHOWN, line) for line in _commands(as_host, marked=False)]
+    note = [f"# {SHOWN} stands for the value in the stack file"] if any(SHOWN in line for line in commands) else []
+    return [*out, "# if it is a Linux machine:", *note, *commands]
+
+
+def _mirrored(name: str, pairs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """What differs from pair to pair: the peer's own numbers, and those of the other end."""
+    out: list[str] = []
+    for ends in pairs.values():
+        for other in ends.keys() - {name} if name in ends else ():
+            own = ", ".join(f"{key} {value} ({other}: {ends[other][key]})" for key, value in ends[name].items())
+            out.append(f"#   to {other}: {own}")
+    return out
 
 
 def _managed(raw: Mapping[str, Any], name: str, made: Plan) -> dict[str, Any]:
@@ -77,19 +107,26 @@ def _managed(raw: Mapping[str, Any], name: str, made: Plan) -> dict[str, Any]:
     return out
 
 
+def _without_digits(line: str) -> str:
+    """Only Pulumi's state knows the key that makes them."""
+    return line.replace(f":{NO_DIGITS}", f":{SHOWN}")
+
+
 def _modules(wanted: Document) -> list[str]:
     return [f"modprobe {module}" for module in sorted(wanted.modules())]
 
 
 def _commands(wanted: Document, *, marked: bool) -> list[str]:
+    modules = _modules(wanted)
     objects = sorted(wanted.objects.items(), key=lambda item: (KINDS[item[1].KIND].rank, item[0]))
     # Our mark on what is not ours would be a lie.
-    return [
+    lines = [
         typed(command)
         for name, spec in objects
         for command in KINDS[spec.KIND].commands(name, spec, wanted.owner.alias(name))
         if marked or not any(wanted.owner.alias(name) in word for word in command)
     ]
+    return [*modules, *(line for line in lines if line not in modules)]
 
 
 def _text(value: Any) -> str:

@@ -34,11 +34,15 @@ def leaves(value: Any, path: Path = ()) -> dict[Path, Output[Any]]:
 
 
 def known_text(
-    value: Any, describe: Callable[[Path], str], missing: Callable[[str], BaseException] | None = None
+    value: Any,
+    describe: Callable[[Path], str],
+    missing: Callable[[str], BaseException] | None = None,
+    guarded: Callable[[Path], bool] = lambda _: False,
 ) -> Output[Any]:
     """The plain data with every Output in it resolved; in a preview what is unknown becomes a
     Placeholder with `describe(path)` as its text. Depends on whatever its parts depend on.
 
+    Secret when a part is secret, except for those at `guarded` paths, which whoever uses it does not let out.
     With --target something may be unknown in a real run too: then all is, or it fails with `missing(text)`."""
     outputs = leaves(value)
 
@@ -58,7 +62,7 @@ def known_text(
         return {r for output in outputs.values() for r in await output.resources()}
 
     async def secret() -> bool:
-        return any([await output.is_secret() for output in outputs.values()])
+        return any([await output.is_secret() for path, output in outputs.items() if not guarded(path)])
 
     return _output(resources, resolved, all_known, secret)
 
@@ -81,6 +85,11 @@ def _output(
     secret: Callable[[], Coroutine[Any, Any, bool]],
 ) -> Output[T]:
     return Output(_Later(resources), _Later(value), _Later(known), _Later(secret))
+
+
+def with_placeholders(value: Any, describe: Callable[[Path], str]) -> Any:
+    """The plain data with a Placeholder for every Output in it, whether it is known or not."""
+    return _filled(value, {path: Placeholder(describe(path)) for path in leaves(value)}, ())
 
 
 def _filled(value: Any, found: Mapping[Path, Any], path: Path) -> Any:

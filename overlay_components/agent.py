@@ -17,11 +17,13 @@ from pathlib import Path
 
 import overlay_agent
 
-#: What overlay_agent.kernel imports of pyroute2, and nothing else of it (a test compares).
+#: What overlay_agent.kernel and .genl import of pyroute2, and nothing else of it (a test compares).
 PYROUTE2 = (
     "common.py",
     "netlink/__init__.py",
     "netlink/exceptions.py",
+    "netlink/generic/l2tp.py",
+    "netlink/generic/wireguard.py",
     "netlink/rtnl/__init__.py",
     "netlink/rtnl/ifaddrmsg.py",
     "netlink/rtnl/ifinfmsg/__init__.py",

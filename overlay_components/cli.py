@@ -323,7 +323,8 @@ def _rules(made: Plan) -> Iterator[list[str]]:
 
     for host, rules in made.underlay_rules.items():
         for name, rule in rules.items():
-            yield [host, name, rule["protocol"], str(rule["port"]), listed(rule["peers"].values()) or "anywhere"]
+            port = "-" if rule["port"] is None else str(rule["port"])
+            yield [host, name, rule["protocol"], port, listed(rule["peers"].values()) or "anywhere"]
 
 
 def _show(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

@@ -10,6 +10,7 @@ from pulumi import Output, ResourceOptions
 
 from overlay_agent.fields import json_name
 from overlay_components import _outputs
+from overlay_components.errors import SECRET_KEYS
 
 if TYPE_CHECKING:
     from overlay_components.overlay import Overlay
@@ -36,7 +37,7 @@ class Component(pulumi.ComponentResource):
         super().__init__(
             f"overlay:index:{what}",
             f"{self.overlay.name}-{name}",
-            {**inputs},
+            _hidden(inputs),
             ResourceOptions.merge(self.opts, parent),
         )
         self._promises: dict[str, _outputs.Promise[Any]] = {}
@@ -75,6 +76,16 @@ def words(values: Mapping[str, Any]) -> dict[str, Any]:
     """Python's keyword arguments in the words of a stack file: vlan_filtering is vlanFiltering,
     and a Host is its name. What is None was not said."""
     return {json_name(key): _plain(value) for key, value in values.items() if value is not None}
+
+
+def _hidden(value: Any) -> Any:
+    """The same with what is secret as Pulumi's secrets."""
+    if isinstance(value, Mapping):
+        return {
+            key: Output.secret(inner) if key in SECRET_KEYS and inner is not None else _hidden(inner)
+            for key, inner in value.items()
+        }
+    return [_hidden(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: Any) -> Any:

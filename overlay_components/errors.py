@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _LONGEST = 60
 _SHOWN = 4
+
+
+#: Keys of stack files whose values are secret and never shown; models add theirs (model.Model).
+SECRET_KEYS: set[str] = set()
 
 
 class ConfigErrors(Exception):  # noqa: N818 - it holds all errors of a stack, not one
@@ -29,10 +33,16 @@ def shown(value: Any) -> str:
         text = repr(str(value) if isinstance(value, str) else value)
     else:
         try:
-            text = json.dumps(value, default=str)
+            text = json.dumps(_without_secrets(value), default=str)
         except (TypeError, ValueError, RecursionError):
             text = type(value).__name__
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: "<secret>" if key in SECRET_KEYS else _without_secrets(inner) for key, inner in value.items()}
+    return [_without_secrets(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def listed(names: Iterable[str]) -> str:

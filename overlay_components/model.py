@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from overlay_agent import fields
 from overlay_agent.fields import Type, json_name
 from overlay_components import errors, names
+from overlay_components.secrets import SHOWN, Value
 
 #: What to give where a required key is missing, by that key.
 _MISSING = {
@@ -31,6 +32,8 @@ _MISSING = {
 }
 _NOT_A_LIST = "is not a list; write it in brackets: [...]"
 _NOT_AN_OBJECT = "is not an object; write `key: value` lines below it"
+_KEY_BYTES = 32
+_ENCRYPTED = "As `pulumi config set --secret` writes it"
 _HOST_KEYS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")
 
 #: One error: the path from the model's root, and the sentence.
@@ -210,6 +213,101 @@ class HostKey(Type):
         return " ".join(value.split()[:2])
 
 
+class _Secret(Type):
+    """A secret: text, or what `pulumi config set --secret` made of it, {secure: ...}. Read, it is a secrets.Value.
+    No sentence shows it."""
+
+    #: What to give, in words.
+    form: str
+
+    def check(self, value: Any) -> str | None:
+        """What is wrong, or None."""
+        if isinstance(value, (Value, names.Placeholder)) or self._encrypted(value):
+            return None
+        if not isinstance(value, str):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            return f"{SHOWN} is not a text; {'put it in quotes' if number else f'give {self.form}'}"
+        return self.wrong(value)
+
+    def normal(self, value: Any) -> Any:
+        """The Value."""
+        if isinstance(value, Value):
+            return value
+        if isinstance(value, names.Placeholder):
+            return Value(None)
+        return Value(self.bytes_of(value)) if isinstance(value, str) else Value(None, self.length_of(value["secure"]))
+
+    def wrong(self, text: str) -> str | None:
+        """What is wrong with the text, or None."""
+        raise NotImplementedError
+
+    def bytes_of(self, text: str) -> bytes:
+        """What the text says."""
+        raise NotImplementedError
+
+    def length_of(self, ciphertext: str) -> int | None:
+        """How many bytes that is; None where it cannot be seen."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _encrypted(value: Any) -> bool:
+        return isinstance(value, Mapping) and value.keys() == {"secure"} and isinstance(value["secure"], str)
+
+
+class SecretHex(_Secret):
+    """A secret of one of these lengths in bytes, as hexadecimal digits."""
+
+    def __init__(self, *lengths: int) -> None:
+        self.lengths = lengths
+        self.form = f"{' or '.join(map(str, lengths))} bytes as hex"
+
+    def wrong(self, text: str) -> str | None:
+        """Digits, and as many as there have to be."""
+        if not re.fullmatch(r"[0-9A-Fa-f]*", text):
+            return f"{SHOWN} is not hexadecimal; give {self.form}"
+        if len(text) % 2:
+            return f"{len(text)} digits; give {self.form}"
+        return None if len(text) // 2 in self.lengths else f"{len(text) // 2} bytes; give {self.form}"
+
+    def bytes_of(self, text: str) -> bytes:
+        """Two digits a byte."""
+        return bytes.fromhex(text)
+
+    def length_of(self, ciphertext: str) -> int | None:
+        """Pulumi's `v1:<nonce>:<AES-GCM>` is 16 bytes longer than the text."""
+        try:
+            length = (len(base64.b64decode(ciphertext.rpartition(":")[2], validate=True)) - 16) // 2
+        except (binascii.Error, ValueError):
+            return None
+        return length if ciphertext.startswith("v1:") and length in self.lengths else None
+
+
+class SecretKey(_Secret):
+    """A secret of 32 bytes in base64, as WireGuard's tools print keys."""
+
+    form = "32 bytes as base64, as `wg genpsk` prints"
+
+    def wrong(self, text: str) -> str | None:
+        """Base64, and of 32 bytes."""
+        try:
+            length = len(base64.b64decode(text, validate=True))
+        except (binascii.Error, ValueError):
+            return f"{SHOWN} is not base64; give {self.form}"
+        return None if length == _KEY_BYTES else f"{length} bytes; give {self.form}"
+
+    def bytes_of(self, text: str) -> bytes:
+        """The 32 bytes."""
+        return base64.b64decode(text)
+
+    def length_of(self, ciphertext: str) -> int | None:  # noqa: ARG002 - every key has it
+        """Always 32."""
+        return _KEY_BYTES
+
+
+def _is_secret(type_: Type) -> bool:
+    return isinstance(type_.first if isinstance(type_, fields.Either) else type_, _Secret)
+
+
 def _may_be_late(type_: Type) -> bool:
     if isinstance(type_, fields.Either):
         return _may_be_late(type_.first)
@@ -232,6 +330,13 @@ class Model(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         extra="forbid", frozen=True, alias_generator=json_name, arbitrary_types_allowed=True, protected_namespaces=()
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **more: Any) -> None:
+        super().__pydantic_init_subclass__(**more)
+        for name, field in cls.model_fields.items():
+            if any(isinstance(one, Checked) and _is_secret(one.type) for one in field.metadata):
+                errors.SECRET_KEYS.add(field.alias or name)
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -267,6 +372,12 @@ def with_fields_of(
 def values_of(options: Model, spec: type[Any], *, leave_out: Sequence[str]) -> dict[str, Any]:
     """What the model holds of the spec's attributes, as keyword arguments of the spec."""
     return {f.name: getattr(options, f.name) for f in dataclasses.fields(spec) if f.name not in leave_out}
+
+
+def secrets_in(options: Model) -> dict[str, Value]:
+    """The secret values of the model, by key."""
+    rows = ((field.alias or name, getattr(options, name)) for name, field in type(options).model_fields.items())
+    return {key: value for key, value in rows if isinstance(value, Value)}
 
 
 def read(model: type[AModel], data: Any) -> AModel:
@@ -309,7 +420,7 @@ def path_text(path: Sequence[int | str]) -> str:
 # -- JSON Schema -----------------------------------------------------------------------------
 
 
-def schema_of(type_: Type) -> dict[str, Any]:
+def schema_of(type_: Type) -> dict[str, Any]:  # noqa: PLR0911 - a line for each type
     """The JSON Schema of a value: what an editor can check while one types."""
     if isinstance(type_, fields.Integer):
         return {"type": "integer", "minimum": type_.low, "maximum": type_.high}
@@ -321,6 +432,10 @@ def schema_of(type_: Type) -> dict[str, Any]:
         return {"type": "null"}
     if isinstance(type_, fields.Either):
         return {"anyOf": [schema_of(type_.first), schema_of(type_.second)]}
+    if isinstance(type_, _Secret):
+        encrypted = {"secure": {"type": "string", "description": _ENCRYPTED}}
+        secure = {"type": "object", "properties": encrypted, "required": ["secure"], "additionalProperties": False}
+        return {"anyOf": [{"type": "string"}, secure]}
     if isinstance(type_, OneOrMore):
         item = schema_of(type_.item)
         return {"anyOf": [item, {"type": "array", "items": item}]}

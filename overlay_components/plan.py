@@ -20,13 +20,19 @@ from overlay_agent.diff import summary
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, Device, Spec
 from overlay_agent.kinds.firewall import Firewall
-from overlay_components import addressing, bridge, errors, mtu, names, routing, snippets, tunnel
+from overlay_agent.kinds.uplink import PREFIX
+from overlay_components import addressing, bridge, encryption, errors, model, mtu, names, routing, snippets, tunnel
 from overlay_components.addressing import Book, Span
 from overlay_components.config import TUNNELS, Config, Segment
 from overlay_components.errors import ConfigErrors
 from overlay_components.foreign_bridge import ForeignBridge
 from overlay_components.lock import Lock, updated
+from overlay_components.secrets import NO_DIGITS, Secrets
 from overlay_components.tunnel import Attachment, End, Tunnel
+from overlay_components.uplinks import Uplinks, without_moved
+
+#: Of DHCP and DHCPv6.
+_DHCP_PORTS = (67, 547)
 
 
 class ContainerRow(TypedDict):
@@ -72,14 +78,16 @@ class SegmentRow(TypedDict):
     gateway: str | None
     tunnels: dict[str, TunnelRow]
     dhcp: NotRequired[routing.DhcpRow]
+    #: wireguard, where the tunnels are encrypted.
+    encryption: NotRequired[str]
 
 
 class Rule(TypedDict):
     """What a packet filter must let in. Without peers: from anywhere."""
 
     protocol: str
-    #: A range of them as text.
-    port: int | str
+    #: A range of them as text; null where the protocol has none.
+    port: int | str | None
     peers: dict[str, str]
 
 
@@ -98,6 +106,15 @@ class Plan:
     underlay_rules: dict[str, dict[str, Rule]]
     warnings: tuple[str, ...]
 
+    def with_keys(self, keys: Mapping[str, str]) -> Plan:
+        """The same with the hosts' public keys, which only the running program knows, in their places."""
+        documents = {host: encryption.with_keys(raw, keys) for host, raw in self.documents.items()}
+        devices = {
+            host: {name: encryption.spec_with_keys(spec, keys) for name, spec in specs.items()}
+            for host, specs in self.devices.items()
+        }
+        return dataclasses.replace(self, documents=documents, devices=devices)
+
     def hosts(self) -> dict[str, dict[str, Any]]:
         """For the stack's outputs: each host's devices, and what must reach it through packet filters."""
         return {
@@ -110,17 +127,18 @@ class Plan:
         }
 
 
-def make_plan(config: Config, owner: Owner, lock: Lock | None = None) -> Plan:
-    """The plan of a checked configuration. `lock`: the addresses of containers that say none. Raises ConfigErrors
-    with everything that does not fit together."""
-    return _Planner(config, owner, lock or {}).plan()
+def make_plan(config: Config, owner: Owner, lock: Lock | None = None, secrets: Secrets | None = None) -> Plan:
+    """The plan of a checked configuration. `lock`: the addresses of containers that say none. `secrets` makes the
+    references to secret values and gets the values; none are in the plan. Raises ConfigErrors with everything that
+    does not fit together."""
+    return _Planner(config, owner, lock or {}, secrets or Secrets()).plan()
 
 
 def make_lock(config: Config, owner: Owner, lock: Lock, *, prune: bool = False) -> Lock:
     """The lock with an address for every container that needs one: what it has stays, unless no subnet holds it any
     more; the rest get the lowest that are free. `prune` drops what no container needs. Raises ConfigErrors as
     make_plan does."""
-    planner = _Planner(config, owner, lock, choose=True)
+    planner = _Planner(config, owner, lock, Secrets(), choose=True)
     planner.plan()
     wanted = {
         name: [c for c, options in segment.containers.items() if options.address is None]
@@ -151,6 +169,8 @@ class _Members:
     bridge: str | None
     #: Where the bridge is not this stack's.
     foreign: ForeignBridge | None = None
+    #: Where it is, with the NICs that are its ports.
+    uplinks: Uplinks | None = None
 
     @property
     def host_names(self) -> list[str]:
@@ -158,8 +178,10 @@ class _Members:
 
 
 class _Planner:
-    def __init__(self, config: Config, owner: Owner, lock: Lock, *, choose: bool = False) -> None:
-        self.config, self.owner, self.lock = config, owner, lock
+    def __init__(
+        self, config: Config, owner: Owner, lock: Lock, secrets: Secrets, *, choose: bool = False
+    ) -> None:
+        self.config, self.owner, self.lock, self.secrets = config, owner, lock, secrets
         #: Whether containers without an address get one. What they got, by segment and container.
         self.choose = choose
         self.chosen: dict[str, dict[str, str]] = {name: {} for name in config.segments}
@@ -175,15 +197,19 @@ class _Planner:
         self.claims: dict[str, dict[Any, tuple[Any, str]]] = {name: {} for name in config.hosts}
         #: By host and name: bridges that are not this stack's, and the places that name them.
         self.foreign: dict[str, dict[str, str]] = {name: {} for name in config.hosts}
+        #: By host and service: the place that names the NIC.
+        self.nics: dict[str, dict[str, str]] = {name: {} for name in config.hosts}
         self.rules: dict[str, dict[str, Rule]] = {name: {} for name in config.hosts}
         #: The same for the host's own firewall, by device: it can tell apart what shares a port.
         self.allowed: dict[str, dict[str, Any]] = {name: {} for name in config.hosts}
+        self.encryption = encryption.Encryption(config, owner.label, secrets, self.wrong)
         self.routing = routing.Routing(config, owner.label, self.ends, self.services, self.wrong)
 
     def plan(self) -> Plan:
         self._check_hosts()
         runtimes = self._runtimes()
         segments = [self._members(name, options) for name, options in self.config.segments.items()]
+        self._number(segments)
         rows: dict[str, SegmentRow] = {}
         containers: dict[str, dict[str, ContainerRow]] = {}
         for segment in segments:
@@ -193,7 +219,9 @@ class _Planner:
             for segment in segments
             for number, subnet in enumerate(segment.options.subnets)
         )
+        self._encrypt()
         self._check_names()
+        self._check_service_ports()
         self.routing.finish(self.made, self.rules)
         self._warn_of_peers(segments)
         self.wrong += [
@@ -265,10 +293,17 @@ class _Planner:
                 members.append(host)
         if options.hosts == []:
             self.wrong.append(f"{where}.hosts: empty; name hosts, or leave the key out for all of them")
+        ends = without_moved(self.ends, self.config.segments, name)
         tunnels = [
-            tunnel.resolve(f"{where}.tunnels.{key}", name, TUNNELS[o.kind], o, members, self.ends, self.wrong)
+            tunnel.resolve(f"{where}.tunnels.{key}", name, TUNNELS[o.kind], o, members, ends, self.wrong)
             for key, o in options.tunnels.items()
         ]
+        encrypted = self.encryption.of(options) != encryption.NONE
+        for number, one in enumerate(tunnels):
+            if one and encrypted:
+                tunnels[number] = self.encryption.inside(one)
+            elif one:
+                self.encryption.plain(one)
         hosts = [self.ends[host] for host in members if self.ends[host].managed]
         bridge_name = None if options.bridge is None else bridge.name_of(name, options.bridge)
         made = _Members(name, where, options, hosts, [t for t in tunnels if t], bridge_name)
@@ -282,7 +317,33 @@ class _Planner:
                 lambda place, host: self._is_member(place, host, made),
                 self.wrong,
             )
+        elif options.bridge is not None:
+            made.uplinks = Uplinks(
+                where,
+                options,
+                options.bridge,
+                bridge_name or "",
+                made.host_names,
+                lambda place, host: self._is_member(place, host, made),
+                self.wrong,
+            )
         return made
+
+    def _number(self, segments: Sequence[_Members]) -> None:
+        """Gives the tunnels the numbers that depend on all of them."""
+        tunnels = [one for segment in segments for one in segment.tunnels]
+        ports: dict[str, set[int]] = collections.defaultdict(set)
+        for one in tunnels:
+            for end, said in one.kind.udp_ports(one).items():
+                ports[end] |= said
+        numbers: dict[str, Mapping[Any, Any]] = {}
+        for kind in TUNNELS.values():
+            mine = [one for one in tunnels if one.kind is kind]
+            numbers.update(kind.numbers(mine, self.owner.label, ports) if mine else {})
+        for segment in segments:
+            segment.tunnels = [
+                dataclasses.replace(one, numbers=numbers.get(one.where, one.numbers)) for one in segment.tunnels
+            ]
 
     def _segment(self, segment: _Members, runtimes: Mapping[str, str]) -> tuple[SegmentRow, dict[str, ContainerRow]]:
         options, where = segment.options, segment.where
@@ -293,8 +354,14 @@ class _Planner:
         if segment.hosts:
             budget = mtu.smallest(segment.tunnels, segment.hosts)
             size = mtu.check(where, options.mtu, budget, bool(segment.tunnels), versions, self.wrong)
+        warning = segment.uplinks and segment.uplinks.warning(size, segment.hosts, tunnelled=bool(segment.tunnels))
+        self.warnings += [warning] if warning else []
         foreign = segment.foreign
         book = Book(where, subnets, self.wrong)
+        if segment.uplinks and segment.uplinks.moves:
+            # The hosts are in that network themselves.
+            known = {ipaddress.ip_address(end.address): end for end in self.ends.values() if names.known(end.address)}
+            book.holders.update({a: f"host {end.name}" for a, end in known.items() if any(a in net for net in subnets)})
         addresses = self._addresses(segment, book)
         router = routing.Router(self.routing, segment.name, options, segment.host_names, segment.bridge)
         router.settle(addresses, book, lambda place, host: self._is_member(place, host, segment))
@@ -322,6 +389,8 @@ class _Planner:
         )
         if dhcp is not None:
             row["dhcp"] = dhcp
+        if any(end.encryption for one in segment.tunnels for end in one.ends.values()):
+            row["encryption"] = encryption.WIREGUARD
         return row, containers
 
     def _check_shape(self, segment: _Members) -> None:
@@ -331,6 +400,10 @@ class _Planner:
         stp = options.bridge is None or bool(getattr(options.bridge, "stp", False))
         stp_key = None if segment.foreign else f"{where}.bridge.stp"
         graph = tunnel.loops(segment.tunnels, stp, stp_key, self.wrong)
+        tunnel.split(segment.tunnels, self.wrong)
+        if segment.uplinks:
+            segment.uplinks.check()
+            segment.uplinks.joined(graph)
         if segment.hosts and len(segment.tunnels) == len(options.tunnels):
             alone = set(segment.host_names) - tunnel.reached(graph, segment.hosts[0].name)
             if alone:
@@ -352,9 +425,10 @@ class _Planner:
             count = collections.Counter(end for pair in one.pairs.values() for end in pair)
             if any(n > 1 and one.ends[end].managed for end, n in count.items()):
                 most = max(count, key=lambda end: count[end])
+                way = "two ends" if one.kind.pairwise else "two ends, or topology: mesh"
                 self.wrong.append(
                     f"{where}.bridge: none, but {one.where} makes several devices on {most}; "
-                    "without a bridge a host has one: two ends, or topology: mesh"
+                    f"without a bridge a host has one: {way}"
                 )
         if options.containers:
             self.wrong.append(f"{where}.containers: there is no bridge to plug them into; leave out bridge: none")
@@ -367,7 +441,8 @@ class _Planner:
             where = f"{segment.where}.addresses.{host}"
             if not self._is_member(where, host, segment):
                 continue
-            if segment.foreign and segment.foreign.refuses_address(where):
+            refuses = segment.foreign.refuses_address(where) if segment.foreign else False
+            if refuses or (segment.uplinks and segment.uplinks.refuses_address(where, host)):
                 continue
             entered = (book.enter(where, f"host {host}", text) for text in texts)
             out[host] = [address for address in entered if address is not None]
@@ -570,25 +645,40 @@ class _Planner:
 
         if segment.bridge is not None and segment.options.bridge is not None and segment.foreign is None:
             for host in segment.hosts:
-                switch = bridge.device(segment.options.bridge, common(host.name, segment.bridge, holds=True))
+                own = segment.uplinks.of_bridge(host) if segment.uplinks else {}
+                values = {**common(host.name, segment.bridge, holds=True), **own}
+                switch = bridge.device(segment.options.bridge, values)
                 self._add(host.name, segment.bridge, _Made(f"{segment.where}.bridge", switch, {}))
-
-        def of_tunnel(at: Attachment) -> dict[str, Any]:
-            return {**common(at.host.name, at.device, holds=segment.bridge is None), "bridge": segment.bridge}
+                self._add_nics(segment, host.name)
 
         rows: dict[str, TunnelRow] = {}
         for one in segment.tunnels:
+            isolated = one.isolated and segment.bridge is not None
+
+            def of_tunnel(at: Attachment, isolated: bool = isolated) -> dict[str, Any]:
+                own = common(at.host.name, at.device, holds=segment.bridge is None)
+                return {**own, "bridge": segment.bridge, "isolated": isolated}
+
             specs: list[Device] = []
             wrong: dict[str, str] = {}
+            secret = {
+                value: f"{key}-{segment.name}-{one.name}" for key, value in model.secrets_in(one.options).items()
+            }
             for at, spec in one.kind.devices(one, of_tunnel, self.wrong):
+                to_check = Secrets(unknown=NO_DIGITS).refer_all(at.host.name, spec, secret) if secret else spec
+                if secret:
+                    spec = self.secrets.refer_all(at.host.name, spec, secret)  # noqa: PLW2901 - as it will stand
                 specs.append(spec)
-                for sentence in _contradictions(spec):
+                for sentence in _contradictions(to_check):
                     wrong.setdefault(sentence.partition(":")[0], sentence)
                 self._add(at.host.name, at.device, _Made(one.where, spec, one.kind.claims(spec)))
                 self._allow(at, one, spec)
             self.wrong += [f"{one.where}.{sentence}" for sentence in wrong.values()]
             rows[one.name] = TunnelRow(
-                kind=one.options.kind, topology=one.options.topology, ends=list(one.ends), more=one.kind.facts(specs)
+                kind=one.options.kind,
+                topology=one.options.topology,
+                ends=list(one.ends),
+                more=one.kind.facts(one, specs),
             )
         return rows
 
@@ -623,6 +713,15 @@ class _Planner:
             for name, spec in foreign.services(host, addresses, gateways, ports, size):
                 self.routing.add(host, name, spec, foreign.key)
 
+    def _add_nics(self, segment: _Members, host: str) -> None:
+        for name, spec, where in segment.uplinks.services(host) if segment.uplinks else ():
+            first = self.nics[host].setdefault(name, where)
+            if first == where:
+                self.services[host][name] = spec
+            else:
+                nic = name[len(PREFIX) :]
+                self.wrong.append(f"{where}: {nic} is named by {first} too; a NIC is a port of one bridge")
+
     def _check_names(self) -> None:
         """No device of ours has the name of somebody else's bridge, whichever is declared first."""
         for host, names_ in self.foreign.items():
@@ -632,12 +731,40 @@ class _Planner:
                     key = _name_key(made.where)
                     why = f"device {name} is made on {{hosts}} by {{earlier}}; set another {key} there"
                     self.clashes[made.where, where, why].append(host)
+        for host, services in self.nics.items():
+            for name, where in services.items():
+                made = self.made[host].get(name[len(PREFIX) :])
+                if made:
+                    self.wrong.append(f"{where}: {name[len(PREFIX) :]} is a device that {made.where} makes; name a NIC")
+
+    def _encrypt(self) -> None:
+        """The devices that encrypted tunnels run in, which alone the underlay sees."""
+        for host, spec in self.encryption.devices().items():
+            name, rule = self.encryption.device, self.encryption.rule(host)
+            self._add(host, name, _Made("encryption", spec, tunnel.udp_claim(spec.listen_port)))
+            self.rules[host][name] = rule
+            self.allowed[host][name] = {**rule}
+
+    def _check_service_ports(self) -> None:
+        """No tunnel has a port that the segments' DHCP servers hear on, at all addresses of their hosts."""
+        for host, services in self.services.items():
+            serves = any(spec.KIND == "dnsmasq" for spec in services.values())
+            for port in _DHCP_PORTS if serves else ():
+                _, where = self.claims[host].get(("udp", port), (None, None))
+                if where:
+                    why = f"UDP port {port} is the DHCP server's on {{hosts}}; give another port"
+                    self.clashes["", where, why].append(host)
 
     def _allow(self, at: Attachment, one: Tunnel, spec: Device) -> None:
-        protocol, port = one.kind.listens(one.options)
+        protocol, port = one.kind.listens(spec)
         told_by = one.kind.told_by(spec)
-        self.allowed[at.host.name][at.device] = {"protocol": protocol, "port": port, **told_by, "peers": at.peers}
-        rule = self.rules[at.host.name].setdefault(one.base, Rule(protocol=protocol, port=port, peers={}))
+        if told_by is not None:
+            own = {} if port is None else {"port": port}
+            self.allowed[at.host.name][at.device] = {"protocol": protocol, **own, **told_by, "peers": at.peers}
+        if at.host.encryption:
+            return
+        name = at.device if one.kind.port_each(one.options) else one.base
+        rule = self.rules[at.host.name].setdefault(name, Rule(protocol=protocol, port=port, peers={}))
         rule["peers"].update(at.peers)
 
 

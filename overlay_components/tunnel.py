@@ -21,8 +21,8 @@ from overlay_agent.kinds import Device
 from overlay_components import errors, model, names
 from overlay_components.model import Checked
 
-#: How ends are joined. mesh: all of them, one device a host. multicast: the same, found by the
-#: underlay's multicast. pairs: two and two, a device for each pair. hub: one end with each other.
+#: How ends are joined. mesh: all of them, by one device a host or one for each two ends, as the kind has it.
+#: multicast: the same, found by the underlay's multicast. pairs: two and two. hub: one end with each other.
 MESH, MULTICAST, PAIRS, HUB = "mesh", "multicast", "pairs", "hub"
 _TWO = 2
 
@@ -52,7 +52,8 @@ class EndpointsType(fields.Type):
                 f"{errors.shown(value)} is not a list of hosts, such as [a, b], or of pairs, such as [[a, b], [b, c]]"
             )
         if any(isinstance(row, (list, tuple)) for row in value):
-            return next((w for w in map(self._pair, value) if w), None) or self._twice(value)
+            wrong = next((w for w in map(self._pair, value) if w), None)
+            return wrong or self._twice(value) or self._one_name(value)
         wrong = next((w for w in map(model.Name().check, value) if w), None)
         again = [name for name, count in collections.Counter(map(str, value)).items() if count > 1]
         return wrong or (f"{again[0]!r} stands twice; name each end once" if again else None)
@@ -65,6 +66,13 @@ class EndpointsType(fields.Type):
     def _twice(self, rows: Sequence[Sequence[str]]) -> str | None:
         again = [row for row, count in collections.Counter(tuple(sorted(row)) for row in rows).items() if count > 1]
         return f"the pair {'-'.join(again[0])} stands twice; name each pair once" if again else None
+
+    def _one_name(self, rows: Sequence[Sequence[str]]) -> str | None:
+        first: dict[str, str] = {}
+        for a, b in rows:
+            if first.setdefault(f"{a}-{b}", a) != a:
+                return f"two pairs come to one name, {a}-{b}; give them names: {{left: [{a}, {b}], ...}}"
+        return None
 
     def normal(self, value: Any) -> Any:
         """The Endpoints."""
@@ -121,6 +129,8 @@ class End:
     #: Of the underlay. None: not managed, so not known.
     mtu: int | None = None
     managed: bool = True
+    #: What encryption takes of that MTU (see encryption.py).
+    encryption: int = 0
 
     @property
     def version(self) -> int | None:
@@ -151,6 +161,8 @@ class Tunnel:
     ends: Mapping[str, End]
     #: By label; empty where one device serves all ends.
     pairs: Mapping[str, tuple[str, str]]
+    #: What the kind worked out over all its tunnels: see TunnelKind.numbers.
+    numbers: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def version(self) -> int:
@@ -167,9 +179,19 @@ class Tunnel:
         """The ends that we manage."""
         return [end for end in self.ends.values() if end.managed]
 
+    @property
+    def isolated(self) -> bool:
+        """Whether its bridge ports must not hand frames on to each other: a mesh of devices for two ends each would
+        loop (rule 12)."""
+        return self.kind.pairwise and self.options.topology == MESH
+
     def device(self, host: str, peer: str) -> str:
-        """The name of the device on `host` that reaches `peer`."""
-        if not self.pairs or (self.options.topology == HUB and host != self.options.hub):
+        """The name of the device on `host` that reaches `peer`. A tunnel that may grow names every one by its peer,
+        so that no device changes its name when it does."""
+        topology, written = self.options.topology, self.options.endpoints
+        if self.kind.pairwise and topology == PAIRS and not (written and written.pairs):
+            return self.base  # two ends, and no more
+        if not (self.pairs or self.isolated) or (topology == HUB and host != self.options.hub):
             return self.base
         return names.for_peer(self.base, peer)
 
@@ -180,15 +202,16 @@ class Tunnel:
             for host, peer in ((a, b), (b, a)):
                 if self.ends[host].managed:
                     yield Attachment(self.ends[host], self.device(host, peer), label, {peer: addresses[peer]})
-        for end in [] if self.pairs else self.hosts:
+        # The first host of a mesh has no peer yet.
+        for end in [] if self.pairs or self.kind.pairwise else self.hosts:
             peers = dict(addresses)
             del peers[end.name]
             yield Attachment(end, self.base, "", peers)
 
     def edges(self) -> Iterator[tuple[str, str]]:
-        """The tunnel as a graph for the loop check. One device a host is a switch between the hosts: it never
-        sends back into the tunnel what came out of it (rule 12)."""
-        if self.pairs:
+        """The tunnel as a graph for the loop check. One device a host is a switch between the hosts, and so are a
+        mesh's isolated ports: what came out of the tunnel is never sent back into it (rule 12)."""
+        if self.pairs and not self.isolated:
             yield from ((b, a) for a, b in self.pairs.values())
         else:
             yield from ((name, self.switch) for name in self.ends)
@@ -203,6 +226,11 @@ class Tunnel:
 Claim = tuple[Hashable, Hashable]
 
 
+def udp_claim(port: int, shared_by: str | None = None) -> dict[Claim, str]:
+    """That the device listens on the UDP port: alone, or together with others that say the same of `shared_by`."""
+    return {(("udp", port), shared_by): f"UDP port {port} is taken on {{hosts}} by {{earlier}}; give another port"}
+
+
 class TunnelKind(abc.ABC):
     """How one kind of tunnel becomes devices. `KIND` of each kind's file, listed in config.TUNNELS."""
 
@@ -212,6 +240,8 @@ class TunnelKind(abc.ABC):
     prefix: str
     #: Its keys in stack files.
     options: type[TunnelOptions]
+    #: Whether a device joins exactly two ends. A mesh then has one for each two of its ends.
+    pairwise: bool = False
 
     def __init__(self, component: type[Any]) -> None:
         #: The Pulumi component that declares one.
@@ -233,16 +263,33 @@ class TunnelKind(abc.ABC):
         and {earlier} stand for where they meet and for the first one's place."""
 
     @abc.abstractmethod
-    def facts(self, specs: Sequence[Any]) -> dict[str, Any]:
-        """What the stack's outputs say about the tunnel, such as its VNIs."""
+    def facts(self, tunnel: Tunnel, specs: Sequence[Any]) -> dict[str, Any]:
+        """What the stack's outputs say about the tunnel, such as its VNIs. "ends": by pair with an unmanaged end, what
+        each end of it needs, for who sets that end up."""
 
-    def told_by(self, spec: Any) -> dict[str, Any]:  # noqa: ARG002 - of most kinds nothing
-        """What tells the device's packets from another's on one port, as the agent's firewall names it."""
+    def udp_ports(self, tunnel: Tunnel) -> Mapping[str, set[int]]:  # noqa: ARG002 - most kinds have none
+        """The UDP ports that were said for the tunnel, by end: what is derived for others keeps off them."""
+        return {}
+
+    def numbers(
+        self, tunnels: Sequence[Tunnel], label: str, ports: Mapping[str, set[int]]  # noqa: ARG002 - as above
+    ) -> Mapping[str, Mapping[Any, Any]]:
+        """Numbers that stand once on a host, worked out over all tunnels of the kind; by their `where`. `label`: the
+        stack's; `ports`: the UDP ports that are taken, by end."""
+        return {}
+
+    def told_by(self, spec: Any) -> dict[str, Any] | None:  # noqa: ARG002 - of most kinds nothing
+        """What tells the device's packets from another's on one port, as the agent's firewall names it. None: the
+        kernel itself takes its peers' only, so there is nothing to guard."""
         return {}
 
     @abc.abstractmethod
-    def listens(self, options: Any) -> tuple[str, int]:
-        """What a packet filter must let through: the protocol and the port."""
+    def listens(self, spec: Any) -> tuple[str, int | None]:
+        """What a packet filter must let through: the protocol, and the port if it has ports."""
+
+    def port_each(self, options: Any) -> bool:  # noqa: ARG002 - of most kinds one port serves all
+        """Whether each device of a host listens on a port of its own."""
+        return False
 
 
 # -- looking up ------------------------------------------------------------------------------
@@ -265,10 +312,13 @@ def resolve(
         return None
     _count(where, options, chosen, wrong)
     pairs = _pairs(where, options, written, chosen, wrong)
+    if kind.pairwise and options.topology == MESH:
+        # A name has no slash: no two pairs come to one label.
+        pairs = {f"{a}/{b}": (a, b) for a, b in itertools.combinations(sorted(chosen), _TWO)}
     found = {name: ends[name] for name in chosen}
     _addresses(where, list(found.values()), wrong)
     for label, (a, b) in pairs.items():
-        if not (found[a].managed or found[b].managed):
+        if not (found[a].managed or found[b].managed) and options.topology != MESH:
             wrong.append(f"{where}.endpoints: {label}: neither end is a host of this stack; name one of overlay:hosts")
     tunnel = Tunnel(where, segment, where.rsplit(".", 1)[-1], kind, options, found, pairs)
     uses_base = any(tunnel.device(host.name, "") == tunnel.base for host in tunnel.hosts)
@@ -380,6 +430,19 @@ def loops(tunnels: Sequence[Tunnel], stp: bool, stp_key: str | None, wrong: list
             graph[a].add(b)
             graph[b].add(a)
     return graph
+
+
+def split(tunnels: Sequence[Tunnel], wrong: list[str]) -> None:
+    """Adds an error for each two meshes of isolated ports that meet on a host: nothing passes from one to the other."""
+    meshes = [one for one in tunnels if one.isolated]
+    for first, second in itertools.combinations(meshes, _TWO):
+        shared = [host.name for host in second.hosts if host.name in first.ends]
+        if shared:
+            wrong.append(
+                f"{second.where}: meets {first.where} on {errors.listed(shared)}, and the ports of meshes pass nothing "
+                "to each other, so that nothing loops; join all ends in one mesh, or make one of them topology: hub or "
+                "pairs"
+            )
 
 
 def reached(graph: Mapping[str, set[str]], start: str) -> set[str]:

@@ -8,7 +8,7 @@ out of it, so each pair that shares a host, and each spoke of a hub, needs a VNI
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import pydantic
@@ -108,6 +108,7 @@ class VxlanTunnelKind(tunnel.TunnelKind):
         socket = ("vxlan", spec.port)
         flags = (spec.gbp, spec.udp6_zero_checksum_rx)
         return {
+            **tunnel.udp_claim(spec.port, "vxlan"),
             (number, None): (
                 f"VNI {spec.vni} on UDP port {spec.port} is taken on {{hosts}} by {{earlier}}; give another vni or port"
             ),
@@ -117,7 +118,7 @@ class VxlanTunnelKind(tunnel.TunnelKind):
             ),
         }
 
-    def facts(self, specs: Sequence[Vxlan]) -> dict[str, Any]:
+    def facts(self, tunnel: Tunnel, specs: Sequence[Vxlan]) -> dict[str, Any]:  # noqa: ARG002 - they say it all
         """The VNIs and the port."""
         return {"vnis": sorted({spec.vni for spec in specs}), "port": specs[0].port if specs else None}
 
@@ -125,9 +126,13 @@ class VxlanTunnelKind(tunnel.TunnelKind):
         """The VNI."""
         return {"vni": spec.vni}
 
-    def listens(self, options: Any) -> tuple[str, int]:
+    def listens(self, spec: Vxlan) -> tuple[str, int | None]:
         """UDP on the tunnel's port."""
-        return "udp", options.port
+        return "udp", spec.port
+
+    def udp_ports(self, tunnel: Tunnel) -> Mapping[str, set[int]]:
+        """One, on all ends."""
+        return {name: {tunnel.options.port} for name in tunnel.ends}
 
 
 def _vnis(tunnel: Tunnel, wrong: list[str]) -> dict[str, int]:

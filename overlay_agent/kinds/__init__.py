@@ -9,8 +9,11 @@ from overlay_agent.kinds.base import DEVICES, SERVICES, Device, DeviceKind, Kind
 
 #: What documents call them; a hyphen is an underscore in the file's name.
 _NAMES = (
-    "bridge", "docker-network", "gateway-guard", "vxlan", "forwarding", "routes", "nat", "vrrp", "dnsmasq", "firewall",
+    "bridge", "uplink", "docker-network", "gateway-guard", "wireguard", "vxlan", "gretap", "ip6gretap", "l2tp",
+    "forwarding", "routes", "nat", "vrrp", "dnsmasq", "firewall",
 )  # fmt: skip
+#: Of those whose file has another's name.
+_FILES = {"ip6gretap": "gretap"}
 
 
 class _Kinds(Mapping[str, Kind]):
@@ -23,8 +26,9 @@ class _Kinds(Mapping[str, Kind]):
         if name not in self._loaded:
             if name not in _NAMES:
                 raise KeyError(name)
-            module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-            self._loaded[name] = module.KIND
+            module = importlib.import_module(f"{__name__}.{_FILES.get(name, name).replace('-', '_')}")
+            # A file has one kind, or several by name.
+            self._loaded[name] = module.KINDS[name] if hasattr(module, "KINDS") else module.KIND
         return self._loaded[name]
 
     def __contains__(self, name: object) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -105,6 +106,10 @@ class Kind:
         """Why the object should not be removed together with those in `going`."""
         return []
 
+    def removal(self, kernel: Kernel, name: str) -> str:
+        """The command with which a person removes it."""
+        return f"ip link delete {name}"
+
     def image(self, kernel: Kernel, name: str, mark: str) -> dict[str, Any]:
         """What `put_back` needs beside the spec, as plain data: the mark that is there, and what
         hangs on the object and goes when it goes."""
@@ -137,11 +142,14 @@ def typed(command: Sequence[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Listens:
-    """Packets from the peers that have to reach this host."""
+    """Packets from the peers that have to reach this host. `port` None: the protocol has none (gre, l2tp)."""
 
     protocol: str
-    port: int
+    port: int | None
     peers: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.protocol if self.port is None else f"{self.protocol} {self.port}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +202,8 @@ class DeviceKind(Kind):
     #: Own fields that are sent at creation even when they have their default value: the kernel's
     #: default is another one.
     always_sent: frozenset[str] = frozenset()
+    #: Whether every change has to say all own fields: the kernel takes what is left out for its default.
+    whole: bool = False
 
     def own_fields(self) -> list[dataclasses.Field[Any]]:
         """The fields that this kind has beside those of every device."""
@@ -229,13 +239,17 @@ class DeviceKind(Kind):
         """The `ip link add` arguments after the device's name, as a person would type them."""
         return ["type", self.name]
 
+    def making(self, name: str, spec: Any, mark: str) -> list[list[str]]:
+        """The commands that make the device, with its MTU and MAC address."""
+        address = ["address", spec.mac] if spec.mac else []
+        return [["ip", "link", "add", name, "mtu", str(spec.mtu), *address, *self.words(name, spec)]]
+
     def more_commands(self, name: str, spec: Any) -> list[list[str]]:
         """Commands that follow the device's making: forwarding entries and the like."""
         return []
 
     def commands(self, name: str, spec: Any, mark: str) -> list[list[str]]:
-        head = ["ip", "link", "add", name, "mtu", str(spec.mtu), "address", spec.mac]
-        out = [head + self.words(name, spec)]
+        out = self.making(name, spec, mark)
         mode = "eui64" if spec.link_local else "none"
         out.append(["ip", "link", "set", "dev", name, "addrgenmode", mode])
         if spec.bridge:
@@ -327,10 +341,11 @@ class DeviceKind(Kind):
         if kernel.links[name].alias != mark:
             kernel.set_label(name, mark, link_local=found.link_local)
         names = {f.name for f in self.own_fields() if getattr(spec, f.name) != getattr(found, f.name)}
-        data = self.to_link(spec, names, kernel.index_of)
+        sent = names | self.always_sent if names and self.whole else names
+        data = self.to_link(spec, sent, kernel.index_of)
         if data:
             with self.explained(names):
-                kernel.change_link(name, self.name, data)
+                kernel.change_link(name, self.name, data, spec.mtu)
         self.change_rest(kernel, name, spec, found)
 
     def change_rest(self, kernel: Kernel, name: str, spec: Any, found: Any) -> None:
@@ -382,12 +397,84 @@ def _join_bridge(name: str, bridge: str) -> list[str]:
     return ["sh", "-c", f'{" ".join(words)} "{asked}"']
 
 
+def wrong_underlay(kernel: Kernel, spec: Any, wanted: Document, overhead: int) -> list[str]:
+    """Why the tunnel cannot go over the underlay as this host has it: no such device, no such address of its
+    own, or no room for a packet with what encapsulation adds."""
+    out: list[str] = []
+    device = getattr(spec, "device", None)
+    lower = _lower_device(kernel, wanted, device) if device else None
+    if device and lower is None:
+        out.append(f"device {device!r} is not on this host; name the underlay's NIC in underlay.device")
+    holder = _holder(kernel, wanted, spec.local)
+    if holder is None:
+        out.append(
+            f"local {spec.local!r} is not an address of this host; set hosts.{wanted.host}.underlay.local "
+            f"(behind NAT it differs from the address that peers send to)"
+        )
+    lower = lower if device else holder
+    need = spec.mtu + overhead
+    if lower and lower.name != "lo" and lower.mtu < need:
+        out.append(
+            f"mtu {spec.mtu} needs an underlay of {need}, but {lower.name} has {lower.mtu}; set "
+            f"hosts.{wanted.host}.mtu: {lower.mtu}"
+        )
+    return out
+
+
+def wrong_ends(spec: Any, version: int | None = None) -> list[str]:
+    """What contradicts itself in the two addresses of a tunnel to one peer; `version`: the IP version it takes."""
+    local, remote = ipaddress.ip_address(spec.local), ipaddress.ip_address(spec.remote)
+    if version and local.version != version:
+        return [f"local: {spec.local!r} is not an IPv{version} address; {spec.KIND} takes no other"]
+    if remote.version != local.version:
+        return [f"remote: {spec.remote!r} is not IPv{local.version} like local {spec.local!r}"]
+    if local == remote:
+        return [f"remote: {spec.remote!r} is this host's own address (local)"]
+    return [
+        f"{end}: {str(address)!r} is not the address of one host"
+        for end, address in {"local": local, "remote": remote}.items()
+        if address.is_multicast or address.is_unspecified
+    ]
+
+
 def own_addresses(kernel: Kernel, link: Link) -> list[str]:
-    """The device's addresses without those that float between hosts, which come and go by themselves."""
+    """The device's addresses without those that float between hosts, which come and go by themselves, and without
+    those that a NIC handed to its bridge, which are the host's."""
     from overlay_agent.kinds.vrrp import floating  # noqa: PLC0415 - it is built upon this module
 
+    if link.kind == "bridge":
+        from overlay_agent import uplinks  # noqa: PLC0415 - of few documents
+
+        if uplinks.of_bridge(link.name):
+            return []
     floats = floating()
     return [address for address in kernel.addresses(link) if (link.name, address) not in floats]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lower:
+    """A device that carries a tunnel's packets."""
+
+    name: str
+    mtu: int
+
+
+def _lower_device(kernel: Kernel, wanted: Document, name: str) -> _Lower | None:
+    """The device as it is once the document is true: this host's, or one that the document has."""
+    if name in wanted.devices:
+        return _Lower(name, wanted.devices[name].mtu)
+    link = kernel.links.get(name)
+    return _Lower(name, link.mtu) if link else None
+
+
+def _holder(kernel: Kernel, wanted: Document, address: str) -> _Lower | None:
+    """The device that has the address once the document is true."""
+    ip = ipaddress.ip_address(address)
+    for name, spec in wanted.devices.items():
+        if any(ipaddress.ip_interface(one).ip == ip for one in spec.addresses):
+            return _Lower(name, spec.mtu)
+    link = kernel.device_with(address)
+    return _Lower(link.name, link.mtu) if link else None
 
 
 class Explained:
@@ -417,4 +504,5 @@ class Explained:
 __all__ = [
     "DEVICES", "MTU_LEAST", "PORT_FIELDS", "RECREATE", "SERVICES", "SET",
     "Device", "DeviceKind", "Kind", "Listens", "Passes", "Spec", "attribute", "optional",
+    "wrong_ends", "wrong_underlay",
 ]  # fmt: skip

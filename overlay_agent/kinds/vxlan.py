@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overlay_agent import fields
-from overlay_agent.kinds.base import RECREATE, Device, DeviceKind, Listens, attribute, optional
+from overlay_agent.kinds.base import RECREATE, Device, DeviceKind, Listens, attribute, optional, wrong_underlay
 
 if TYPE_CHECKING:
     from overlay_agent.document import Document
@@ -159,21 +159,7 @@ class VxlanKind(DeviceKind):
 
     def wrong_here(self, kernel: Kernel, name: str, spec: Vxlan, wanted: Document) -> list[str]:
         out = super().wrong_here(kernel, name, spec, wanted)
-        if spec.device and spec.device not in kernel.links:
-            out.append(f"device {spec.device!r} is not on this host; name the underlay's NIC in underlay.device")
-        holder = kernel.device_with(spec.local)
-        if holder is None:
-            out.append(
-                f"local {spec.local!r} is not an address of this host; set hosts.{wanted.host}.underlay.local "
-                f"(behind NAT it differs from the address that peers send to)"
-            )
-        lower = kernel.links.get(spec.device) if spec.device else holder
-        need = spec.mtu + OVERHEAD[_version(spec.local)]
-        if lower and lower.name != "lo" and lower.mtu < need:
-            out.append(
-                f"mtu {spec.mtu} needs an underlay of {need}, but {lower.name} has {lower.mtu}; set "
-                f"hosts.{wanted.host}.mtu: {lower.mtu}"
-            )
+        out += wrong_underlay(kernel, spec, wanted, OVERHEAD[_version(spec.local)])
         for other, link in kernel.links.items():
             same = link.kind == self.name and self._identity(link) == (spec.vni, spec.port)
             leaving = link.alias.startswith(wanted.owner.alias(""))

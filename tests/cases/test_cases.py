@@ -15,6 +15,7 @@ from overlay_agent.document import Owner
 from overlay_components.config import load_config
 from overlay_components.errors import ConfigErrors
 from overlay_components.plan import make_plan
+from overlay_components.secrets import Secrets
 
 OWNER = Owner("overlay", "cases", "0")
 FILES = sorted(Path(__file__).parent.glob("*.yaml"))
@@ -23,7 +24,7 @@ ROW = ("host", "runtime", "bridge", "network", "address", "gateway", "mtu")
 
 def planned(stack, lock=None):
     config = load_config(stack)
-    plan = make_plan(config, OWNER, lock)
+    plan = make_plan(config, OWNER, lock, Secrets("key of the cases"))
     for raw in plan.documents.values():
         document.load(document.dump(raw))  # the agent takes what the planner makes
     out = {"devices": {host: without_macs(raw["devices"]) for host, raw in plan.documents.items()}}

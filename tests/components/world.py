@@ -32,6 +32,7 @@ class Registration:
     ignore_changes: list[str]
     deleted_with: str
     secrets: set[str]
+    secret_outputs: list[str]
 
 
 @dataclass
@@ -89,6 +90,7 @@ class Monitor(mocks.MockMonitor):
                 list(request.ignoreChanges),
                 request.deletedWith.rpartition("::")[2],
                 {key for key, value in inputs.items() if rpc.is_rpc_secret(value)},
+                list(request.additionalSecretOutputs),
             )
         try:
             return super().RegisterResource(request)

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import yaml
 
 from lab import Lab
 from tests.e2e import plugin_support
+from tests.e2e.vm_lab import VmLab
 
 ROOT = Path(__file__).resolve().parents[2]
 AGENT = "/usr/local/sbin/overlay-agent"
@@ -38,7 +39,18 @@ sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding
 ps -e -o comm= | grep -xE 'dnsmasq|keepalived' | sort
 ls -A /etc/systemd/system /run/overlay 2>/dev/null
 """
-_LIMIT = 120.0
+#: What the kernel makes in every namespace as soon as GRE's module is there (fb_tunnels_only_for_init_net).
+FALLBACK = {"gre0", "gretap0", "erspan0", "ip6gre0"}
+#: By kind of tunnel: what it takes of the underlay's MTU over IPv4 and IPv6, and how its devices' names begin.
+TUNNELS = {"vxlan": ({4: 50, 6: 70}, "vx"), "gretap": ({4: 38, 6: 58}, "gt"), "l2tp": ({4: 54, 6: 74}, "l2")}
+#: s, of one run of pulumi; with hosts in the VM.
+_LIMIT, _VM_LIMIT = 120.0, 600.0
+#: Stands in for the agent's command once, and then puts it back. {middle} is what goes wrong.
+_WRAPPER = """#!/bin/sh
+mv -f {agent}.real {agent}
+{middle}
+exec {agent} "$@"
+"""
 
 
 class Result(plugin_support.Result):
@@ -119,12 +131,13 @@ class Project:
 
     def end(self, process: subprocess.Popen[str]) -> Result:
         """Waits for what `popen` started."""
+        limit = _VM_LIMIT if isinstance(self.lab, VmLab) else _LIMIT
         try:
-            text, _ = process.communicate(timeout=_LIMIT)
+            text, _ = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             process.kill()
             text, _ = process.communicate()
-            raise AssertionError(f"pulumi did not end in {_LIMIT:g} s:\n{text}") from None
+            raise AssertionError(f"pulumi did not end in {limit:g} s:\n{text}") from None
         self.transcript += text
         assert "PRIVATE KEY" not in text, "a private key was printed"
         return Result(text, process.returncode)
@@ -169,7 +182,7 @@ class Project:
 
     def _seen(self, host: str) -> list[str]:
         state = self.lab.run(host, _HOST_STATE, check=False).stdout.splitlines()
-        return [*sorted(f"device {name}" for name in self.lab.links(host)), *state]
+        return [*sorted(f"device {name}" for name in self.lab.links(host).keys() - FALLBACK), *state]
 
     def clean(self, *hosts: str) -> None:
         """No device, process, rule, address, route, file or agent of ours is left on the hosts."""
@@ -238,14 +251,14 @@ class Stack(Project):
                     continue
                 expected |= self._segment_as_declared(host, name, segment, links)
             ours = {n for n, link in links.items() if link.get("linkinfo", {}).get("info_kind") != "veth"}
-            assert ours | {"lo", "eth0"} == expected
+            assert ours - FALLBACK | {"lo", "eth0"} == expected
 
     def _segment_as_declared(self, host: str, name: str, segment: dict[str, Any], links: dict[str, Any]) -> set[str]:
         addresses = {h: values["address"] for h, values in self.hosts.items()}
         others = {a for h, a in addresses.items() if h != host and h in segment.get("hosts", self.hosts)}
         version = ipaddress.ip_address(addresses[host]).version
         underlay = self.hosts[host].get("mtu", self.defaults.get("mtu", 1500))
-        overhead = (50 if version == 4 else 70) if segment.get("tunnels") else 0
+        overhead = max((TUNNELS[t["kind"]][0][version] for t in segment.get("tunnels", {}).values()), default=0)
         mtu = segment.get("mtu", underlay - overhead)
         bridge = segment.get("bridge", {})
         switch = None if bridge == "none" else bridge.get("name", f"br-{name}")
@@ -256,7 +269,11 @@ class Stack(Project):
             assert "UP" in link["flags"]
             names.add(switch)
         for tunnel in segment.get("tunnels", {}).values():
-            device = tunnel.get("ifname", f"vx-{name}")
+            device = tunnel.get("ifname", f"{TUNNELS[tunnel['kind']][1]}-{name}")
+            if tunnel["kind"] != "vxlan":
+                members = segment.get("hosts", self.hosts)
+                names |= self._pairs_as_declared(host, device, tunnel, [h for h in members if h != host], mtu, switch)
+                continue
             names.add(device)
             link = links[device]
             data = link["linkinfo"]["info_data"]
@@ -278,6 +295,45 @@ class Stack(Project):
         found = {info["local"] for info in row["addr_info"] if info["scope"] == "global"}
         assert found == {address.partition("/")[0] for address in wanted}
         return names
+
+    def _pairs_as_declared(
+        self, host: str, base: str, tunnel: dict[str, Any], others: list[str], mtu: int, switch: str | None
+    ) -> set[str]:
+        """The same of a tunnel whose devices join two ends each."""
+        topology, hub = tunnel.get("topology", "mesh"), tunnel.get("hub")
+        devices = {f"{base}-{peer}": peer for peer in others}
+        if topology == "pairs" or (hub and host != hub):
+            devices = {base: hub or others[0]}
+        for device, peer in devices.items():
+            link = self.lab.links(host)[device]
+            assert (link["mtu"], link.get("master")) == (mtu, switch)
+            assert "UP" in link["flags"]
+            [port] = json.loads(self.lab.run(host, ["bridge", "-d", "-j", "link", "show", "dev", device]).stdout)
+            assert port["isolated"] == (topology == "mesh")
+            here, there = self.hosts[host]["address"], self.hosts[peer]["address"]
+            if tunnel["kind"] == "gretap":
+                data = link["linkinfo"]["info_data"]
+                assert (link["linkinfo"]["info_kind"], data["local"], data["remote"]) == ("gretap", here, there)
+                assert data["ttl"] == tunnel.get("ttl", 64)
+            else:
+                own, peers = self._l2tp(host, here, there)
+                assert (peers, own) == self._l2tp(peer, there, here), "each knows of the other what it is"
+                said = {key: values[host] for key, values in tunnel.items() if key in own and host in values}
+                assert {**own, **said} == own
+        return set(devices)
+
+    def _l2tp(self, host: str, here: str, there: str) -> tuple[dict[str, int], dict[str, int]]:
+        """The numbers of this end, and those of the other, as `ip l2tp` shows them here."""
+        rows = json.loads(self.lab.run(host, ["ip", "-j", "l2tp", "show", "tunnel"]).stdout)
+        [tunnel] = [row for row in rows if (row["local"], row["peer"]) == (here, there)]
+        rows = json.loads(self.lab.run(host, ["ip", "-j", "l2tp", "show", "session"]).stdout)
+        [session] = [row for row in rows if row["tunnel_id"] == tunnel["tunnel_id"]]
+        both = (
+            (tunnel["tunnel_id"], session["session_id"], tunnel["local_port"]),
+            (tunnel["peer_tunnel"], session["peer_session_id"], tunnel["peer_port"]),
+        )
+        own, peers = (dict(zip(("tunnelIds", "sessionIds", "ports"), numbers, strict=True)) for numbers in both)
+        return own, peers
 
     def plug_in(self) -> dict[str, list[tuple[str, str, str]]]:
         """Starts every container of the IP plan as a stand-in; by segment: host, container, address."""
@@ -319,3 +375,19 @@ def steady_ping(lab: Lab, host: str, target: str, container: str) -> Iterator[No
     # The last one may be on its way when ping is ended.
     assert sent > 20
     assert got >= sent - 1, text
+
+
+def once(stack: Stack, host: str, middle: str) -> None:
+    """The next time that the agent is called on the host, `middle` comes first."""
+    file = stack.lab.path(host, AGENT)
+    file.rename(file.with_suffix(".real"))
+    file.write_text(_WRAPPER.format(agent=AGENT, middle=middle))
+    file.chmod(0o755)
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Asks until it is so."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.1)

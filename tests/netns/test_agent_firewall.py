@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 
 import pytest
 from agent_support import OWNER, document, usual, vxlan
@@ -61,8 +62,6 @@ def pair(host, new_host):
 
 
 def arriving(host, other, *packets):
-    import subprocess
-
     receiver = host.popen("/usr/bin/python3", "-c", RECEIVE, stdout=subprocess.PIPE, text=True)
     assert receiver.stdout.readline() == "ready\n"
     for source, vni in packets:
@@ -87,6 +86,81 @@ def test_who_gets_in_over_ipv6(pair):
     host.apply(only_firewall(peers={"b": "2001:db8::12"}))
     packets = [("2001:db8::12", 42), ("2001:db8::66", 42), ("2001:db8::66", 43), (STRANGER, 42)]
     assert arriving(host, other, *packets) == {("2001:db8::12", "42"), ("2001:db8::66", "43")}
+
+
+#: Says which source addresses and session ids arrive in a second: L2TP straight in IP.
+RECEIVE_L2TP = """
+import select, socket, struct
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, 115) as s:
+    print("ready", flush=True)
+    while select.select([s], [], [], 1.0)[0]:
+        data, source = s.recvfrom(2000)
+        print(source[0], struct.unpack("!I", data[20:24])[0], flush=True)
+"""
+SEND_L2TP = """
+import socket, struct, sys
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, 115) as s:
+    s.bind((sys.argv[1], 0))
+    s.sendto(struct.pack("!I", int(sys.argv[2])) + bytes(40), ("198.18.0.11", 0))
+"""
+
+
+def test_who_gets_in_where_there_are_no_ports(pair):
+    host, other = pair
+    allow = {"l2-app": {"protocol": "l2tp", "session": 3000, "peers": {"b": PEER}}}
+    wanted = document(services={"firewall": {"kind": "firewall", "allow": allow}})
+    assert host.apply(wanted).lines == ["firewall: created (firewall, l2-app)"]
+    assert host.agent("show").report["p/s"]["firewall"]["allow"]["l2-app"]["session"] == 3000
+    receiver = host.popen("/usr/bin/python3", "-c", RECEIVE_L2TP, stdout=subprocess.PIPE, text=True)
+    assert receiver.stdout.readline() == "ready\n"
+    for source, session in ((PEER, 3000), (STRANGER, 3000), (STRANGER, 3001)):
+        other.run("/usr/bin/python3", "-c", SEND_L2TP, source, session)
+    got = [line.split() for line in receiver.communicate()[0].splitlines()]
+    assert got == [[PEER, "3000"], [STRANGER, "3001"]]  # another session is another network's
+    allow["l2-app"]["session"] = 3001
+    assert host.apply(wanted).lines == ["firewall: l2-app session 3000 -> 3001"]
+    assert host.agent("check").report == {"drift": []}
+
+
+_DROP = "add table ip filter; add chain ip filter INPUT { type filter hook input priority 0; policy drop; }"
+DROPS = {
+    "the nftables chain ip filter INPUT": _DROP,
+    "ufw": f"{_DROP}; add chain ip filter ufw-user-input",
+    "firewalld": "add table inet firewalld; add chain inet firewalld in { type filter hook input priority 10; }",
+}
+_BEFORE = "sed -i '/^COMMIT/i -A ufw-before-input -p 115 -s 198.18.0.12 -j ACCEPT' /etc/ufw/before.rules; ufw reload"
+_RICH = (
+    'for peer in 198.18.0.12; do firewall-cmd --permanent --add-rich-rule="rule family=ipv4 source address=$peer '
+    'protocol value=gre accept"; done; firewall-cmd --reload'
+)
+
+
+@pytest.mark.parametrize(
+    ("filter_", "protocol", "command"),
+    [
+        ("the nftables chain ip filter INPUT", "gre",
+         "nft insert rule ip filter INPUT ip saddr '{ 198.18.0.12 }' meta l4proto 47 accept"),
+        ("the nftables chain ip filter INPUT", "l2tp",
+         "nft insert rule ip filter INPUT ip saddr '{ 198.18.0.12 }' meta l4proto 115 accept"),
+        ("ufw", "gre", "ufw allow proto gre from 198.18.0.12"),
+        ("ufw", "l2tp", _BEFORE),
+        ("firewalld", "gre", _RICH),
+    ],
+)  # fmt: skip
+def test_a_policy_that_drops_what_has_no_port_is_named(host, filter_, protocol, command):
+    host.run("nft", DROPS[filter_])
+    code = (
+        f"import sys; sys.path.insert(0, {str(host.archive)!r}); from overlay_agent import nft;"
+        f"from overlay_agent.kinds import Listens;"
+        f"print(*nft.warnings('a', [Listens('{protocol}', None, ('198.18.0.12',))]), sep='\\n')"
+    )
+    assert host.run("/usr/bin/python3", "-c", code).out.strip() == (
+        f"a: {filter_} drops what it does not know, and {protocol} is not in it, so no packet of the tunnel may come "
+        f"in; type: {command}"
+    )
+    if filter_.startswith("the nftables"):
+        host.run("sh", "-c", command)
+        assert host.run("/usr/bin/python3", "-c", code).out.strip() == ""
 
 
 def test_its_life(host):

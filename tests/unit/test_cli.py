@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -288,6 +289,44 @@ def test_explain_a_peer_of_a_segment_with_a_router(overlay, tmp_path):
     said = overlay("explain", "r", "Pulumi.x.yaml").stdout
     assert "bridge fdb append 00:00:00:00:00:00 dev vx-app dst 198.18.0.11\n" in said
     assert "10.10.0.1" not in said, "the router is host a"
+
+
+def test_explain_a_peer_of_tunnels_with_two_ends(overlay, tmp_path):
+    """What the peer has to be told is what its hosts are told, mirrored; secrets are not printed."""
+    tunnels = """        t: {kind: l2tp, endpoints: [a, r], tunnelIds: {a: 1000, r: 2000},
+            sessionIds: {a: 3000, r: 4000}, ports: {a: 6000, r: 5000}, cookie: 0123456789abcdef}
+        g: {kind: gretap, topology: hub, hub: b, endpoints: [b, r], key: 5, ttl: 255}
+"""
+    head, _, tail = PEER.partition("      tunnels: {mesh: {kind: vxlan, vni: 42, endpoints: [a, b, r]}}\n")
+    assert tail
+    (tmp_path / "Pulumi.x.yaml").write_text(f"{head}      tunnels:\n{tunnels}{tail}")
+    said = overlay("explain", "r", "Pulumi.x.yaml").stdout
+    assert "# segment app, tunnel t: l2tp, encap udp, cookie <secret>; with a\n" in said
+    assert "#   to a: tunnelId 2000 (a: 1000), sessionId 4000 (a: 3000), port 5000 (a: 6000)\n" in said
+    assert "# segment app, tunnel g: gretap, key 5; with b\n" in said
+    assert "# <secret> stands for the value in the stack file\n" in said
+    assert (
+        "ip l2tp add tunnel tunnel_id 2000 peer_tunnel_id 1000 encap udp local 198.18.0.77 remote 198.18.0.11 "
+        "udp_sport 5000 udp_dport 6000 udp_csum on\n"
+    ) in said
+    assert (
+        "ip l2tp add session name l2-app-a tunnel_id 2000 session_id 4000 peer_session_id 3000 "
+        'cookie "<secret>" peer_cookie "<secret>"\n'
+    ) in said
+    assert "type gretap remote 198.18.0.12 local 198.18.0.77 ttl 255 key 5\n" in said
+    assert "0123456789abcdef" not in said
+    assert said.count("modprobe l2tp_eth\n") == 1
+    rules = overlay("plan", "Pulumi.x.yaml").stdout
+    assert re.search(r"b +gt-app +gre +- +198.18.0.77", rules)
+    assert re.search(r"a +l2-app-r +udp +6000 +198.18.0.77", rules)
+
+
+def test_explain_a_peer_of_a_mesh_of_such(overlay, tmp_path):
+    text = PEER.replace("kind: vxlan, vni: 42", "kind: gretap")
+    (tmp_path / "Pulumi.x.yaml").write_text(text)
+    said = overlay("explain", "r", "Pulumi.x.yaml").stdout
+    assert "#   its devices must pass nothing to each other: a mesh would loop\n" in said
+    assert "bridge link set dev gt-app-a isolated on\n" in said
 
 
 def test_explain_a_peer_that_no_linux_host_could_be(overlay, tmp_path):

@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from overlay_agent.document import Owner
+from overlay_agent.kinds.gretap import Gretap, Ip6Gretap
+from overlay_agent.kinds.l2tp import L2tp
 from overlay_agent.kinds.vxlan import Vxlan
-from overlay_components import bridge, config, dhcp_router, foreign_bridge, vxlan_tunnel
+from overlay_components import bridge, config, dhcp_router, foreign_bridge, gretap_tunnel, l2tp_tunnel, vxlan_tunnel
 from overlay_components.config import from_pulumi, load_config, read_stack_file
 from overlay_components.errors import ConfigErrors
 from overlay_components.names import Placeholder
@@ -202,12 +204,15 @@ class TestOneFieldList:
     """Attributes of a kind are listed by the agent and nowhere else."""
 
     @pytest.mark.parametrize(
-        "field", [f for f in dataclasses.fields(Vxlan) if f.name not in vxlan_tunnel._PLANNED], ids=lambda f: f.name
+        ("spec", "module"),
+        [(Vxlan, vxlan_tunnel), (Gretap, gretap_tunnel), (Ip6Gretap, gretap_tunnel), (L2tp, l2tp_tunnel)],
     )
-    def test_every_attribute_of_the_agent_is_a_key(self, field):
-        ours = vxlan_tunnel.KIND.options.model_fields[field.name]
-        assert ours.description
-        assert ours.default == field.default
+    def test_every_attribute_of_the_agent_is_a_key(self, spec, module):
+        for field in dataclasses.fields(spec):
+            if field.name not in module._PLANNED:
+                ours = module.KIND.options.model_fields[field.name]
+                assert ours.description, field.name
+                assert ours.default == field.default, field.name
 
     def test_every_key_has_a_description(self):
         def walk(at, path):
@@ -254,6 +259,7 @@ class TestOurStacks:
 
     def test_they_are_all_there(self):
         wanted = {"lab", "doc-000-unicast", "doc-000-multicast", "doc-001-mesh", "doc-002-v4", "doc-002-v6"}
+        wanted |= {"doc-004-gretap", "doc-004-l2tp", "doc-004-several"}
         wanted |= {"doc-002-docker", "doc-003", "doc-003-9001", "doc-003-attach"}
         assert wanted <= {path.name.split(".")[1] for path in STACKS}
 
@@ -280,6 +286,8 @@ class TestTheDocument:
             ("dhcp", dhcp_router.Reservation),
             ("tunnels", vxlan_tunnel.VxlanOptions),
             ("kind: vxlan", vxlan_tunnel.KIND.options),
+            ("kind: gretap", gretap_tunnel.KIND.options),
+            ("kind: l2tp", l2tp_tunnel.KIND.options),
         ],
     )
     def test_every_key_is_described(self, heading, model):
@@ -292,7 +300,7 @@ class TestTheDocument:
         rows = re.findall(r"^\| `(\w+)` \| `([^`|]+)` \|", self.TEXT, re.MULTILINE)
         tables = [
             bridge.OPTIONS,
-            vxlan_tunnel.KIND.options,
+            *(kind.options for kind in config.TUNNELS.values()),
             config.Config,
             config.Segment,
             config.Host,
@@ -317,7 +325,10 @@ JSON = st.recursive(
     | st.floats()
     | st.text(max_size=12)
     | st.sampled_from(
-        ["a", "b", "10.10.0.1", "10.10.0.0/24", "none", "fd00::1/64", "vxlan", "hub", "pairs", "1-9", "a-b", "x"]
+        [
+            *("a", "b", "10.10.0.1", "10.10.0.0/24", "none", "fd00::1/64", "1-9", "a-b", "x"),
+            *("vxlan", "gretap", "l2tp", "hub", "pairs"),
+        ]
     ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,

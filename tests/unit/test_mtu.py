@@ -27,6 +27,26 @@ def test_the_smallest_underlay_less_the_overhead(underlays, version, mtu):
     assert mtu_of({"tunnels": MESH}, *underlays, version=version) == mtu
 
 
+#: As measured on Linux 6.1, between two hosts: the outer packet's length less the inner one's.
+KINDS = [
+    ({"kind": "gretap"}, 38, 58),
+    ({"kind": "gretap", "key": 0}, 42, 62),
+    ({"kind": "l2tp"}, 54, 74),
+    ({"kind": "l2tp", "sequencing": True}, 54, 74),
+    ({"kind": "l2tp", "cookie": "deadbeef"}, 58, 78),
+    ({"kind": "l2tp", "cookie": "0123456789abcdef"}, 62, 82),
+    ({"kind": "l2tp", "encap": "ip"}, 42, 62),
+    ({"kind": "l2tp", "encap": "ip", "cookie": "deadbeef"}, 46, 66),
+    ({"kind": "l2tp", "encap": "ip", "cookie": "0123456789abcdef"}, 50, 70),
+]
+
+
+@pytest.mark.parametrize(("tunnel", "over4", "over6"), KINDS, ids=str)
+def test_what_each_encapsulation_takes(tunnel, over4, over6):
+    for version, overhead in ((4, over4), (6, over6)):
+        assert mtu_of({"tunnels": {"t": tunnel}}, 1500, 1500, version=version) == 1500 - overhead
+
+
 def test_hosts_that_no_tunnel_touches_do_not_count():
     assert mtu_of({"tunnels": {"m": {"kind": "vxlan", "vni": 1, "endpoints": ["h0", "h1"]}}}, 9000, 9000, 1500) == 8950
 

@@ -1,6 +1,7 @@
 """The planner's promises: what it makes the agent takes, and nothing moves when others come and go."""
 
 import copy
+import dataclasses
 import itertools
 import time
 
@@ -18,6 +19,7 @@ from overlay_components.plan import make_plan
 OWNER = Owner("overlay", "test", "0")
 NAMES = ["alpha", "beta", "gamma", "delta", "epsilon", "a-host.example.org", "h1"]
 TOPOLOGIES = ["mesh", "multicast", "hub", "pairs"]
+KINDS = ["vxlan", "gretap", "l2tp"]
 
 
 def plan_of(raw):
@@ -51,17 +53,23 @@ def stacks(draw):
             f"c{number}-{place}": {"host": draw(st.sampled_from(members)), "address": f"10.{number}.0.{place + 100}"}
             for place in range(draw(st.integers(0, 3)))
         }
-        topology = draw(st.sampled_from(TOPOLOGIES))
-        tunnel = {"kind": "vxlan", "topology": topology, "ifname": f"vx{number}"}
+        kind = draw(st.sampled_from(KINDS))
+        topology = draw(st.sampled_from([t for t in TOPOLOGIES if (kind, t) == ("vxlan", t) or t != "multicast"]))
+        tunnel = {"kind": kind, "topology": topology, "ifname": f"vx{number}"}
+        if kind == "gretap":
+            tunnel["key"] = number
+        if kind == "l2tp":
+            tunnel["encap"] = draw(st.sampled_from(["udp", "ip"]))
         if topology == "multicast":
             tunnel["group"] = "239.1.1.1" if version == 4 else "ff05::1"
         if topology in {"hub", "pairs"}:
-            tunnel["vniRange"] = f"{number * 1000000 + 1}-{number * 1000000 + 900000}"
+            if kind == "vxlan":
+                tunnel["vniRange"] = f"{number * 1000000 + 1}-{number * 1000000 + 900000}"
             if topology == "hub":
                 tunnel["hub"] = members[0]
             else:
                 tunnel["endpoints"] = [list(pair) for pair in itertools.pairwise(members)]
-        else:
+        elif kind == "vxlan":
             tunnel["vni"] = number + 1
         if len(members) > 1 or topology in {"mesh", "multicast"}:
             segment["tunnels"] = {"t": tunnel}
@@ -77,6 +85,28 @@ def stacks(draw):
 SLOW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
+#: Devices that join two ends, and what each says of itself and of its peer.
+MIRRORED = {
+    "gretap": (["local", "key"], ["remote", "key"]),
+    "ip6gretap": (["local", "key"], ["remote", "key"]),
+    "l2tp": (
+        ["local", "encap", "tunnel_id", "session_id", "local_port", "cookie"],
+        ["remote", "encap", "peer_tunnel_id", "peer_session_id", "remote_port", "peer_cookie"],
+    ),
+}
+
+
+def mirror(spec):
+    """What the device says of itself, and to whom it speaks."""
+    own, peer = MIRRORED[spec.KIND]
+    return [getattr(spec, name) for name in own], [getattr(spec, name) for name in peer]
+
+
+def facing(spec):
+    """The same of the device that it expects at its peer."""
+    return mirror(spec)[::-1]
+
+
 class TestProperties:
     @SLOW
     @given(stacks())
@@ -87,9 +117,9 @@ class TestProperties:
             read = document.load(document.dump(written))
             assert read.host == host
             assert dict(read.devices) == plan.devices[host]
-            tunnels = {name for name, spec in read.devices.items() if spec.KIND == "vxlan"}
+            guarded = {name for name, spec in read.devices.items() if spec.KIND in ("vxlan", "l2tp")}
             opened = read.services["firewall"].allow.keys() if "firewall" in read.services else set()
-            assert opened == (tunnels if raw["openFirewall"] else set())
+            assert opened == (guarded if raw["openFirewall"] else set())
 
     @SLOW
     @given(stacks())
@@ -102,7 +132,7 @@ class TestProperties:
 
     @SLOW
     @given(stacks(), st.data())
-    def test_a_host_more_changes_no_others_mac_vni_or_name(self, raw, data):
+    def test_a_host_more_changes_no_other_device(self, raw, data):
         new = data.draw(st.sampled_from([*sorted(set(NAMES) - raw["hosts"].keys()), "zulu"]))
         more = copy.deepcopy(raw)
         number = [*NAMES, "zulu"].index(new) + 11
@@ -121,7 +151,9 @@ class TestProperties:
         for host, devices in before.devices.items():
             for name, spec in devices.items():
                 same = after.devices[host][name]
-                assert (same.mac, getattr(same, "vni", 0)) == (spec.mac, getattr(spec, "vni", 0))
+                # What one more host may change at all: the smallest MTU, and whom one device serves.
+                grown = {"mtu": same.mtu, **({"peers": same.peers} if hasattr(same, "peers") else {})}
+                assert dataclasses.replace(spec, **grown) == same
         for segment, rows in before.containers.items():
             for name, row in rows.items():
                 assert (after.containers[segment][name]["mac"]) == row["mac"]
@@ -146,8 +178,14 @@ class TestProperties:
     @SLOW
     @given(stacks())
     def test_what_leaves_one_end_can_enter_the_other(self, raw):
-        """Each peer of a device has a device of the same VNI and port that knows it back."""
+        """Each peer of a device has a device of the same numbers that knows it back."""
         plan = plan_of(raw)
+        for host, devices in plan.devices.items():
+            others = [(h, spec) for h, specs in plan.devices.items() if h != host for spec in specs.values()]
+            for spec in devices.values():
+                if spec.KIND in MIRRORED:
+                    [back] = [other for _, other in others if other.KIND == spec.KIND and mirror(other) == facing(spec)]
+                    assert facing(back) == mirror(spec)
         for host, devices in plan.devices.items():
             for spec in devices.values():
                 for peer in getattr(spec, "peers", {}):
@@ -155,6 +193,73 @@ class TestProperties:
                         getattr(other, "vni", None) == spec.vni and host in other.peers
                         for other in plan.devices[peer].values()
                     )
+
+
+    @SLOW
+    @given(stacks())
+    def test_no_number_stands_twice_on_a_host(self, raw):
+        for devices in plan_of(raw).devices.values():
+            ours = [spec for spec in devices.values() if spec.KIND == "l2tp"]
+            for field in ("tunnel_id", "session_id", "local_port"):
+                numbers = [getattr(spec, field) for spec in ours if getattr(spec, field) is not None]
+                assert len(set(numbers)) == len(numbers)
+
+    @SLOW
+    @given(stacks())
+    def test_ports_of_a_mesh_are_isolated_and_no_others(self, raw):
+        plan = plan_of(raw)
+        for name, segment in raw["segments"].items():
+            tunnel = segment.get("tunnels", {}).get("t", {})
+            for devices in plan.devices.values():
+                for spec in devices.values():
+                    if spec.bridge == f"br-{name}":
+                        assert spec.isolated == (spec.KIND != "vxlan" and tunnel["topology"] == "mesh")
+
+
+HOSTS = {name: {"address": f"192.0.2.{n}"} for n, name in enumerate("abcd", 11)}
+
+
+class TestL2tpNumbers:
+    def numbers(self, **segments):
+        plan = plan_of({"hosts": HOSTS, "segments": segments})
+        return {
+            (host, name): (spec.tunnel_id, spec.session_id, spec.local_port)
+            for host, devices in plan.devices.items()
+            for name, spec in devices.items()
+            if spec.KIND == "l2tp"
+        }
+
+    def test_each_is_derived_from_its_own_pair(self):
+        mesh = {"tunnels": {"m": {"kind": "l2tp"}}}
+        before = self.numbers(app=mesh | {"hosts": ["b", "c"]}, ops={"hosts": ["d"], "tunnels": {}})
+        after = self.numbers(app=mesh, ops=mesh)
+        assert before.items() <= after.items()
+
+    def test_what_falls_together_is_parted(self, monkeypatch):
+        """With a hash that knows few numbers; ports of other tunnels and said ones are kept off."""
+        few = names.number
+        monkeypatch.setattr(names, "number", lambda low, _, *key: few(low, low + 7, *key))
+        app = {"hosts": ["a", "b"], "tunnels": {"m": {"kind": "l2tp", "ports": {"a": 20001, "b": 20001},
+               "tunnelIds": {"a": 3, "b": 3}}}}  # fmt: skip
+        vx = {"hosts": ["a", "c"], "tunnels": {"x": {"kind": "vxlan", "vni": 1, "port": 20002}}}
+        star = {"tunnels": {"m": {"kind": "l2tp", "topology": "hub", "hub": "a", "ifname": "star"}}}
+        made = self.numbers(app=app, vx=vx, star=star)
+        of_a = [numbers for (host, _), numbers in made.items() if host == "a"]
+        assert len(of_a) == 4
+        for at in range(3):
+            assert len({numbers[at] for numbers in of_a}) == 4
+        derived = [numbers for (host, name), numbers in made.items() if host == "a" and name.startswith("star")]
+        assert not {numbers[2] for numbers in derived} & {20001, 20002}
+        assert not {numbers[0] for numbers in derived} & {3}
+
+    def test_other_stacks_have_other_numbers(self):
+        raw = {"hosts": HOSTS, "segments": {"app": {"tunnels": {"m": {"kind": "l2tp"}}}}}
+        one, two = (
+            {spec.tunnel_id for spec in make_plan(load_config(raw), Owner("p", stack, "0")).devices["a"].values()
+             if spec.KIND == "l2tp"}
+            for stack in "xy"
+        )  # fmt: skip
+        assert not one & two
 
 
 class TestNames:

@@ -52,6 +52,7 @@ def values(type_: fields.Type, address):
         fields.Empty: lambda: st.just({}),
         fields.Others: lambda: st.just({}),
         fields.Label: lambda: NAMES,
+        fields.Secret: lambda: NAMES.map(lambda name: f"{name}:0123456789abcdef"),
         fields.Address: lambda: address,
         fields.Prefixed: lambda: address.map(lambda a: f"{a}/24"),
         fields.Subnet: lambda: address.map(lambda a: str(ipaddress.ip_interface(f"{a}/30").network)),
