@@ -63,7 +63,8 @@ def _l2tp():
         br_l2tp=bridge(mac="02:00:00:00:00:07", mtu=1446, addresses={"10.13.0.1/24": {}}),
         l2tpeth0={
             "kind": "l2tp", "mtu": 1446, "mac": "02:00:00:00:00:08", "bridge": "br-l2tp",
-            "local": HERE, "remote": THERE, "tunnelId": 1000, "peerTunnelId": 2000, "sessionId": 3000, "peerSessionId": 4000,
+            "local": HERE, "remote": THERE,
+            "tunnelId": 1000, "peerTunnelId": 2000, "sessionId": 3000, "peerSessionId": 4000,
             "localPort": 6000, "remotePort": 5000,
         },
     )  # fmt: skip
