@@ -40,7 +40,7 @@ ps -e -o comm= | grep -xE 'dnsmasq|keepalived' | sort
 ls -A /etc/systemd/system /run/overlay 2>/dev/null
 """
 #: What the kernel makes in every namespace as soon as GRE's module is there (fb_tunnels_only_for_init_net).
-FALLBACK = {"gre0", "gretap0", "erspan0", "ip6gre0"}
+FALLBACK = {"gre0", "gretap0", "erspan0", "ip6gre0", "ip6tnl0"}
 #: By kind of tunnel: what it takes of the underlay's MTU over IPv4 and IPv6, and how its devices' names begin.
 TUNNELS = {"vxlan": ({4: 50, 6: 70}, "vx"), "gretap": ({4: 38, 6: 58}, "gt"), "l2tp": ({4: 54, 6: 74}, "l2")}
 #: s, of one run of pulumi; with hosts in the VM.
@@ -306,9 +306,10 @@ class Stack(Project):
             assert port["isolated"] == (topology == "mesh")
             here, there = self.hosts[host]["address"], self.hosts[peer]["address"]
             if tunnel["kind"] == "gretap":
-                data = link["linkinfo"]["info_data"]
-                assert (link["linkinfo"]["info_kind"], data["local"], data["remote"]) == ("gretap", here, there)
-                assert data["ttl"] == tunnel.get("ttl", 64)
+                kind, data = link["linkinfo"]["info_kind"], link["linkinfo"]["info_data"]
+                six = ":" in here
+                assert (kind, data["local"], data["remote"]) == ("ip6gretap" if six else "gretap", here, there)
+                assert data["hoplimit" if six else "ttl"] == tunnel.get("ttl", 64)
             else:
                 own, peers = self._l2tp(host, here, there)
                 assert (peers, own) == self._l2tp(peer, there, here), "each knows of the other what it is"
