@@ -308,9 +308,8 @@ class Stack(Project):
         here, there = self.hosts[host]["address"], self.hosts[peer]["address"]
         if tunnel["kind"] == "gretap":
             kind, data = link["linkinfo"]["info_kind"], link["linkinfo"]["info_data"]
-            six = ":" in here
-            assert (kind, data["local"], data["remote"]) == ("ip6gretap" if six else "gretap", here, there)
-            assert data["hoplimit" if six else "ttl"] == tunnel.get("ttl", 64)
+            assert (kind, data["local"], data["remote"]) == ("ip6gretap" if ":" in here else "gretap", here, there)
+            assert data["ttl"] == tunnel.get("ttl", 64)
         else:
             own, peers = self._l2tp(host, here, there)
             assert (peers, own) == self._l2tp(peer, there, here), "each knows of the other what it is"
