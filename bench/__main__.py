@@ -1,4 +1,4 @@
-"""`make bench`: all on 50 lab hosts, beside the floor, an ssh loop and pyinfra; the agent on one host; containers."""
+"""`make bench`: all on 50 lab hosts, beside the floor, an ssh loop and pyinfra; the agent; containers; tunnels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import agent, containers, others, ours
+from bench import agent, containers, others, ours, tunnels
 from bench.measure import Bench, Group, Sample
 from lab import Lab
 
@@ -66,6 +66,7 @@ def main() -> int:
         print(flush=True)
         agent.main()
         containers.main()
+        tunnels.main([])
     return 0
 
 
@@ -76,7 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1, help="measure all so many times, one tool after the other; "
                         "the table has the medians")  # fmt: skip
     parser.add_argument("--only", choices=["ours", "others"], help="leave the rest out")
-    parser.add_argument("--no-agent", action="store_true", help="without the agent's own times, and without containers")
+    parser.add_argument("--no-agent", action="store_true", help="without the agent's own times, containers and tunnels")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     return parser.parse_args()
 

@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     here, there = [row for row in HERE if row in chosen], [row for row in IN_VM if row in chosen]
     if here:
         rows |= _shown(measured(here, options.wire or WIRE))
-    if there:
+    if there and _vm.why_not():
+        print(f"bench: {', '.join(there)}: not measured; {_vm.why_not()}", file=sys.stderr)
+    elif there:
         rows |= _shown(_in_vm(there, options.wire or WIRE_IN_VM))
     missed = [row for row, aim in AIMS.items() if row in rows and rows[row]["goodput"] < aim]
     lossy = [row for row, found in rows.items() if any(found["lost"].values())]

@@ -40,7 +40,7 @@ ps -e -o comm= | grep -xE 'dnsmasq|keepalived' | sort
 ls -A /etc/systemd/system /run/overlay 2>/dev/null
 """
 #: What the kernel makes in every namespace as soon as GRE's module is there (fb_tunnels_only_for_init_net).
-FALLBACK = {"gre0", "gretap0", "erspan0", "ip6gre0"}
+FALLBACK = {"gre0", "gretap0", "erspan0", "ip6gre0", "ip6tnl0"}
 #: By kind of tunnel: what it takes of the underlay's MTU over IPv4 and IPv6, and how its devices' names begin.
 TUNNELS = {"vxlan": ({4: 50, 6: 70}, "vx"), "gretap": ({4: 38, 6: 58}, "gt"), "l2tp": ({4: 54, 6: 74}, "l2")}
 #: s, of one run of pulumi; with hosts in the VM.
@@ -271,8 +271,11 @@ class Stack(Project):
         for tunnel in segment.get("tunnels", {}).values():
             device = tunnel.get("ifname", f"{TUNNELS[tunnel['kind']][1]}-{name}")
             if tunnel["kind"] != "vxlan":
-                members = segment.get("hosts", self.hosts)
-                names |= self._pairs_as_declared(host, device, tunnel, [h for h in members if h != host], mtu, switch)
+                devices = self._devices(host, device, tunnel, segment.get("hosts", self.hosts))
+                for name_, peer in devices.items():
+                    assert (links[name_]["mtu"], links[name_].get("master")) == (mtu, switch)
+                    self._pair_as_declared(host, peer, tunnel, links[name_])
+                names |= set(devices)
                 continue
             names.add(device)
             link = links[device]
@@ -296,31 +299,28 @@ class Stack(Project):
         assert found == {address.partition("/")[0] for address in wanted}
         return names
 
-    def _pairs_as_declared(
-        self, host: str, base: str, tunnel: dict[str, Any], others: list[str], mtu: int, switch: str | None
-    ) -> set[str]:
-        """The same of a tunnel whose devices join two ends each."""
-        topology, hub = tunnel.get("topology", "mesh"), tunnel.get("hub")
-        devices = {f"{base}-{peer}": peer for peer in others}
-        if topology == "pairs" or (hub and host != hub):
-            devices = {base: hub or others[0]}
-        for device, peer in devices.items():
-            link = self.lab.links(host)[device]
-            assert (link["mtu"], link.get("master")) == (mtu, switch)
-            assert "UP" in link["flags"]
-            [port] = json.loads(self.lab.run(host, ["bridge", "-d", "-j", "link", "show", "dev", device]).stdout)
-            assert port["isolated"] == (topology == "mesh")
-            here, there = self.hosts[host]["address"], self.hosts[peer]["address"]
-            if tunnel["kind"] == "gretap":
-                data = link["linkinfo"]["info_data"]
-                assert (link["linkinfo"]["info_kind"], data["local"], data["remote"]) == ("gretap", here, there)
-                assert data["ttl"] == tunnel.get("ttl", 64)
-            else:
-                own, peers = self._l2tp(host, here, there)
-                assert (peers, own) == self._l2tp(peer, there, here), "each knows of the other what it is"
-                said = {key: values[host] for key, values in tunnel.items() if key in own and host in values}
-                assert {**own, **said} == own
-        return set(devices)
+    def _devices(self, host: str, base: str, tunnel: dict[str, Any], members: list[str]) -> dict[str, str]:
+        """The devices that join two ends each, and their peers."""
+        hub, others = tunnel.get("hub"), [member for member in members if member != host]
+        if tunnel.get("topology") == "pairs" or (hub and host != hub):
+            return {base: hub or others[0]}
+        return {f"{base}-{peer}": peer for peer in others}
+
+    def _pair_as_declared(self, host: str, peer: str, tunnel: dict[str, Any], link: dict[str, Any]) -> None:
+        assert "UP" in link["flags"]
+        # As `ip -d` has it of a port; the device of L2TPv3 has no kind of its own.
+        port = link["linkinfo"]["info_slave_data"]
+        assert port["isolated"] == (tunnel.get("topology", "mesh") == "mesh")
+        here, there = self.hosts[host]["address"], self.hosts[peer]["address"]
+        if tunnel["kind"] == "gretap":
+            kind, data = link["linkinfo"]["info_kind"], link["linkinfo"]["info_data"]
+            assert (kind, data["local"], data["remote"]) == ("ip6gretap" if ":" in here else "gretap", here, there)
+            assert data["ttl"] == tunnel.get("ttl", 64)
+        else:
+            own, peers = self._l2tp(host, here, there)
+            assert (peers, own) == self._l2tp(peer, there, here), "each knows of the other what it is"
+            said = {key: values[host] for key, values in tunnel.items() if key in own and host in values}
+            assert {**own, **said} == own
 
     def _l2tp(self, host: str, here: str, there: str) -> tuple[dict[str, int], dict[str, int]]:
         """The numbers of this end, and those of the other, as `ip l2tp` shows them here."""

@@ -26,3 +26,11 @@ def test_doc_004_l2tp(stack):
 @pytest.mark.stack("doc-004-several")
 def test_doc_004_several(stack):
     whole_life(stack)
+
+
+@pytest.mark.lab(hosts=3, ipv6=True, kinds=[*KINDS, "ip6gretap"])
+@pytest.mark.stack("doc-004-several")
+def test_doc_004_several_over_ipv6(stack):
+    for number, host in enumerate(stack.hosts.values(), 11):
+        host["address"] = f"2001:db8:18::{number}"
+    whole_life(stack)

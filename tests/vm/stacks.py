@@ -45,7 +45,37 @@ def _second():
     )
 
 
-STACKS = {"app": _app, "second": _second}
+def _gre():
+    return document(
+        owner("gre"),
+        br_gre=bridge(mac="02:00:00:00:00:05", addresses={"10.12.0.1/24": {}}),
+        testgre={
+            "kind": "gretap", "mtu": 1450, "mac": "02:00:00:00:00:06", "bridge": "br-gre",
+            "local": HERE, "remote": THERE, "ttl": 255,
+        },
+    )  # fmt: skip
+
+
+def _l2tp():
+    """With the numbers of source document 004."""
+    return document(
+        owner("l2tp"),
+        br_l2tp=bridge(mac="02:00:00:00:00:07", mtu=1446, addresses={"10.13.0.1/24": {}}),
+        l2tpeth0={
+            "kind": "l2tp", "mtu": 1446, "mac": "02:00:00:00:00:08", "bridge": "br-l2tp",
+            "local": HERE, "remote": THERE,
+            "tunnelId": 1000, "peerTunnelId": 2000, "sessionId": 3000, "peerSessionId": 4000,
+            "localPort": 6000, "remotePort": 5000,
+        },
+    )  # fmt: skip
+
+
+STACKS = {"app": _app, "second": _second, "gre": _gre, "l2tp": _l2tp}
+
+_L2TP = (
+    f"ip l2tp add tunnel tunnel_id 2000 peer_tunnel_id 1000 encap udp local {THERE} remote {HERE} udp_sport 5000 "
+    "udp_dport 6000 && ip l2tp add session name t tunnel_id 2000 session_id 4000 peer_session_id 3000"
+)
 
 #: The other end of the wire, by hand, as somebody else would have it; and what it pings once a stack is up.
 FAR_END = {
@@ -53,4 +83,6 @@ FAR_END = {
     "second": (
         f"ip link add t type vxlan id 43 dstport 4789 local {THERE} remote {HERE}", "10.11.0.12/24", "10.11.0.1",
     ),
+    "gre": (f"ip link add t type gretap local {THERE} remote {HERE} ttl 255", "10.12.0.12/24", "10.12.0.1"),
+    "l2tp": (f"sh -c '{_L2TP}'", "10.13.0.12/24", "10.13.0.1"),
 }  # fmt: skip
