@@ -137,8 +137,6 @@ def _measured(lab: Lab, rows: Sequence[str]) -> dict[str, Any]:
             if number == 0:
                 for topology in ("mesh", "hub"):
                     row["sent"][topology], row["lost"][topology] = _join(lab, KINDS[name], topology)
-            for host in lab.hosts:
-                _send(lab, host, ["h1", "h2"], None)
     for row in out.values():
         row["mbit"] = statistics.median(row["all"])
         row["goodput"] = row["mbit"] / statistics.median(bare)
@@ -185,6 +183,7 @@ def _join(lab: Lab, keys: Mapping[str, Any], topology: str) -> tuple[int, int]:
     text = lab.run("h1", ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "2", ADDRESSES["h3"]], check=False).stdout
     if " 0 received" in text:
         raise RuntimeError(f"{keys['kind']} {topology}: h3 is not reached: {text}")
+    _send(lab, "h3", [], None)
     return found["sent"], found["sent"] - found["got"]
 
 
