@@ -279,8 +279,8 @@ class TunnelKind(abc.ABC):
         return {}
 
     def told_by(self, spec: Any) -> dict[str, Any] | None:  # noqa: ARG002 - of most kinds nothing
-        """What tells the device's packets from another's on one port, as the agent's firewall names it. None: the kernel
-        itself takes its peers' only, so there is nothing to guard."""
+        """What tells the device's packets from another's on one port, as the agent's firewall names it. None: the
+        kernel itself takes its peers' only, so there is nothing to guard."""
         return {}
 
     @abc.abstractmethod
