@@ -42,8 +42,12 @@ demo-down: setup ## Take down what demo made
 	@. tools/env.sh; python tools/demo.py down
 
 .PHONY: test
-test: check ## All that this machine can run; says at the end what it skipped and why
+test: check ## All that this machine can run, in VMs what its kernel cannot; says at the end what it skipped and why
 	@. tools/env.sh; python -m pytest $(HOST_TIERS) -rs -n $(HOST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+.PHONY: test-vm
+test-vm: setup ## The tests of hosts once more, all of them in VMs with Debian's stock kernel (an hour or more)
+	@. tools/env.sh; OVERLAY_VM=1 python -m pytest $(HOST_TIERS) -rs -n $(HOST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: check
 check: setup lint ## Lint, types and the tests that need neither root nor network
@@ -59,6 +63,7 @@ lint: setup ## ruff and mypy
 	@$(VENV)/ruff check $(SOURCES)
 	@$(VENV)/mypy
 	@$(VENV)/mypy tools/setup.py
+	@$(VENV)/mypy tools/vm_image.py
 	@$(VENV)/mypy tools/demo.py
 	@$(VENV)/mypy tools/command_plugin
 
@@ -74,6 +79,10 @@ lab-up: setup ## Lab hosts as network namespaces: make lab-up HOSTS=5
 .PHONY: lab-down
 lab-down: setup ## Take the lab hosts down
 	@. tools/env.sh; python -m lab down
+
+.PHONY: vm-shell
+vm-shell: setup ## A shell in a VM with Debian's stock kernel, with this checkout in it
+	@. tools/env.sh; python -m lab vm
 
 .PHONY: build
 build: setup ## The wheel, into dist/

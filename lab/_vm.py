@@ -76,7 +76,7 @@ class Vm:
         self._master: subprocess.Popen[bytes] | None = None
         self._port = 0
 
-    def __enter__(self) -> Vm:
+    def __enter__(self) -> Vm:  # noqa: PYI034  (Self is from 3.11)
         """Boot."""
         if reason := why_not():
             raise LabError(reason)
@@ -223,12 +223,13 @@ class Vm:
             connection.connect(str(self._folder / "qmp"))
             with connection.makefile("rw") as stream:
                 stream.readline()
-                for name, values in (("qmp_capabilities", {}), (command, arguments)):
-                    stream.write(json.dumps({"execute": name, "arguments": values}) + "\n")
-                    stream.flush()
-                    answer = json.loads(stream.readline())
-                    while "event" in answer:
-                        answer = json.loads(stream.readline())
+                stream.write('{"execute": "qmp_capabilities"}\n')
+                stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+                stream.flush()
+                answers: list[dict[str, Any]] = []
+                while len(answers) < 2:
+                    answers += [said for said in [json.loads(stream.readline())] if "event" not in said]
+                answer = answers[-1]
         if "error" in answer:
             raise LabError(f"vm: QEMU refused {command}: {answer['error']['desc']}")
         return answer["return"]

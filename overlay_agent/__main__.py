@@ -22,6 +22,7 @@ USAGE = """usage: overlay-agent VERB
   restore [WHICH]    make every stack's document true again (at boot); WHICH: docker, those with networks
                      of Docker's, which has to run; own, those without
   probe              what this host offers, as JSON
+  identity           make this host's WireGuard key, and tell its public half
   secrets            keep the secret values on standard input, for documents to refer to
   install            put this agent in place (run from the .pyz file)
   uninstall          remove the stack given on standard input, and the agent with the last one
@@ -77,6 +78,7 @@ def _apply() -> int:
         if code == 0:
             # Not at `restore`, which may come between a new value and the document that has it.
             store_.secrets(wanted.owner.label).keep(secrets.references(wanted.objects.values()))
+            store_.forget_keys(wanted.owner.label, but={getattr(o, "public_key", "") for o in wanted.devices.values()})
     return code
 
 
@@ -89,6 +91,7 @@ def _remove(label: str | None = None) -> int:
         old = _labelled(str(label))
     if old is None:
         if _is_label(label):
+            store_.forget_keys(str(label))
             store_.secrets(str(label)).keep(())  # those that came before a document that never did
         print(f"stack {label}: has nothing here; already removed", file=sys.stderr)
         return 0
@@ -204,6 +207,12 @@ def _probe() -> int:
     return 0
 
 
+def _identity() -> int:
+    from overlay_agent import host, keys, store  # noqa: PLC0415
+
+    return keys.identity(json.load(sys.stdin), store.Store(), host.here(), _report)
+
+
 def _secrets() -> int:
     from overlay_agent import document, host, secrets, store  # noqa: PLC0415
 
@@ -260,6 +269,7 @@ VERBS: dict[str, tuple[Callable[..., int], int]] = {
     "explain": (_guarded(_explain), 1),
     "restore": (_guarded(_restore), 1),
     "probe": (_guarded(_probe), 0),
+    "identity": (_guarded(_identity), 0),
     "secrets": (_guarded(_secrets), 0),
     "install": (_guarded(_install), 1),
     "uninstall": (_guarded(_uninstall), 0),

@@ -91,7 +91,7 @@ def summary(spec: Any) -> str:
     words = [spec.KIND]
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
-        if isinstance(field.metadata["type"], fields.Peers):
+        if getattr(field.metadata["type"], "word", "") == "peer":
             words.append(f"{len(value)} peer{'' if len(value) == 1 else 's'}")
         elif isinstance(value, dict):
             words += [str(key) for key in value] if len(value) <= NAMED else [f"{len(value)} {field.name}"]

@@ -5,6 +5,7 @@ Apart from kernel.py, because most hosts have neither, and these modules cost th
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 import types
@@ -57,6 +58,16 @@ class Family(Netlink):
     def read(self, command: int, attributes: Mapping[str, Any]) -> list[Any]:
         """The answers to a dump."""
         return list(self._dump(self._id, self._request(command, attributes.items())))
+
+    def has(self, command: int, attributes: Iterable[tuple[str, Any]]) -> bool:
+        """Whether there is what the command, which reads one thing, asks for."""
+        try:
+            self._exchange("look", self._id, [self._request(command, attributes)], 0)
+        except KernelError as error:
+            if error.code not in (errno.ENODEV, errno.ENOENT):
+                raise
+            return False
+        return True
 
     def change(self, what: str, command: int, attributes: Iterable[tuple[str, Any]]) -> None:
         """Sends a request that changes something. Raises KernelError with `what` when it is refused."""

@@ -64,6 +64,7 @@ def transaction(
         store.write_journal(None)
     if forget:
         store.secrets(wanted.owner.label).keep(())
+        store.forget_keys(wanted.owner.label)
     return 0
 
 

@@ -97,14 +97,19 @@ class _Vxlan(_vxlan):  # type: ignore[misc]
 _gre: Any = ifinfmsg.ifinfo.data_map["gretap"]
 
 
-class _Gretap(_gre):  # type: ignore[misc]
-    """The flags are big-endian numbers."""
+class _Gretap(nla):  # type: ignore[misc]
+    """The flags are big-endian numbers. Not made from pyroute2's class: what that has learned of its own map when it
+    read a `gre` device, it hands on."""
+
+    prefix = "IFLA_"
 
     nla_map = tuple((name, "be16" if form == "gre_flags" else form) for name, form in _gre.nla_map)
 
 
-class _Ip6Gretap(_gre):  # type: ignore[misc]
+class _Ip6Gretap(nla):  # type: ignore[misc]
     """The same attributes, which linux/if_tunnel.h calls the same, with other addresses."""
+
+    prefix = "IFLA_"
 
     nla_map = tuple((name, "ip6addr" if form == "ip4addr" else form) for name, form in _Gretap.nla_map)
 
@@ -362,7 +367,9 @@ class Kernel(Netlink):
 
     # -- changing ---------------------------------------------------------------------------
 
-    def create_link(self, name: str, kind: str, mtu: int, mac: str, data: Mapping[str, Any], index: int = 0) -> None:
+    def create_link(
+        self, name: str, kind: str, mtu: int, mac: str | None, data: Mapping[str, Any], index: int = 0
+    ) -> None:
         """Makes a device, down. `index`: the interface index it should have, if that is free."""
         message = _link_request(index if index not in self.name_of else 0)
         info: dict[str, list[Any]] = {"attrs": [("IFLA_INFO_KIND", kind)]}
@@ -371,7 +378,7 @@ class Kernel(Netlink):
         message["attrs"] = [
             ("IFLA_IFNAME", name),
             ("IFLA_MTU", mtu),
-            ("IFLA_ADDRESS", mac),
+            *([("IFLA_ADDRESS", mac)] if mac else []),
             ("IFLA_LINKINFO", info),
         ]
         self._change(f"{name}: create {kind}", RTM_NEWLINK, [message], NLM_F_CREATE | NLM_F_EXCL)
@@ -396,10 +403,10 @@ class Kernel(Netlink):
         message["attrs"] = [("IFLA_MTU", mtu), ("IFLA_LINKINFO", info)]
         self._change(f"{name}: change {kind}", RTM_NEWLINK, [message])
 
-    def set_link(self, name: str, mtu: int, mac: str) -> None:
+    def set_link(self, name: str, mtu: int, mac: str | None) -> None:
         message = _link_request(self.index_of[name])
-        message["attrs"] = [("IFLA_MTU", mtu), ("IFLA_ADDRESS", mac)]
-        self._change(f"{name}: set mtu {mtu}, mac {mac}", RTM_NEWLINK, [message])
+        message["attrs"] = [("IFLA_MTU", mtu), *([("IFLA_ADDRESS", mac)] if mac else [])]
+        self._change(f"{name}: set mtu {mtu}" + (f", mac {mac}" if mac else ""), RTM_NEWLINK, [message])
 
     def set_up(self, name: str, up: bool = True) -> None:
         message = _link_request(self.index_of[name])

@@ -40,28 +40,33 @@ def look(kernel: Kernel) -> None:
         family = kernel.generic(KIND)
         for data in map(_attributes, family.read(TUNNEL_GET, {})):
             kernel.tunnels[data["CONN_ID"]] = Tunnel(data["CONN_ID"], data)
+        devices = _devices(kernel)
         for data in map(_attributes, family.read(SESSION_GET, {})):
-            tunnel = kernel.tunnels.get(data["CONN_ID"])
-            if tunnel is None:
-                continue
-            tunnel.sessions.append(data)
-            link = _device(kernel, data)
-            if link:
-                link.kind, link.data = KIND, {**tunnel.data, **data}
-                tunnel.devices.append(link.name)
+            tunnel, link = kernel.tunnels.get(data["CONN_ID"]), devices.get(data.get("IFNAME", ""))
+            if tunnel:
+                note(kernel, tunnel, data, link)
 
 
-def _device(kernel: Kernel, session: dict[str, Any]) -> Link | None:
-    """The session's device: of its name, unless it was renamed, of which the session does not hear."""
-    name = session.get("IFNAME", "")
+def note(kernel: Kernel, tunnel: Tunnel, session: dict[str, Any], link: Link | None) -> None:
+    """Takes down that the tunnel has the session, and the session the device."""
+    kernel.tunnels[tunnel.id] = tunnel
+    tunnel.sessions.append(session)
+    if link:
+        link.kind, link.data = KIND, {**tunnel.data, **session}
+        tunnel.devices.append(link.name)
+
+
+def _devices(kernel: Kernel) -> dict[str, Link]:
+    """The devices that may be a session's, by the name that it knows: theirs, unless they were renamed, of which
+    the session does not hear."""
     links = [link for link in kernel.links.values() if link.kind in ("", KIND)]
-    renamed = (link for link in links if link.alias.startswith("overlay:") and link.alias.endswith(f"/{name}"))
-    return next(renamed, None) or next((link for link in links if link.name == name), None)
+    once = {link.alias.rpartition("/")[2]: link for link in links if link.alias.startswith("overlay:")}
+    return {**{link.name: link for link in links}, **once}
 
 
 def remove(kernel: Kernel, what: str, tunnel: Tunnel, sessions: Iterable[dict[str, Any]]) -> None:
     """Removes those sessions, and the tunnel when it has no others; what is gone already is no error.
-    Returns when all of it is gone, which the kernel itself does later."""
+    Returns when all of it is gone, which may be later than the kernel says so."""
     family, going = kernel.generic(KIND), [session["SESSION_ID"] for session in sessions]
     for id_ in going:
         ids = [("L2TP_ATTR_CONN_ID", tunnel.id), ("L2TP_ATTR_SESSION_ID", id_)]
@@ -73,12 +78,13 @@ def remove(kernel: Kernel, what: str, tunnel: Tunnel, sessions: Iterable[dict[st
             family.change(f"{what}: delete tunnel {tunnel.id}", TUNNEL_DELETE, [("L2TP_ATTR_CONN_ID", tunnel.id)])
     devices = [name for name in tunnel.devices if kernel.links[name].data["SESSION_ID"] in going]
     end = time.monotonic() + GONE_SECONDS
+    left = [(SESSION_GET, [("L2TP_ATTR_CONN_ID", tunnel.id), ("L2TP_ATTR_SESSION_ID", id_)]) for id_ in going]
+    left += [(TUNNEL_GET, [("L2TP_ATTR_CONN_ID", tunnel.id)])] if empty else []
     while True:
-        look(kernel)
-        there = kernel.tunnels.get(tunnel.id)
-        left = there and (empty or any(session["SESSION_ID"] in going for session in there.sessions))
+        left = [(command, ids) for command, ids in left if family.has(command, ids)]
         devices = [name for name in devices if kernel.reread(name)]
         if not left and not devices:
+            kernel.tunnels.pop(tunnel.id, None)
             return
         if time.monotonic() > end:
             raise KernelError(f"{what}: delete tunnel {tunnel.id}", errno.ETIMEDOUT, None)
@@ -95,5 +101,10 @@ def _gone() -> Iterator[None]:
             raise
 
 
+def plain(attributes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The attributes by name without the prefix."""
+    return {name[len("L2TP_ATTR_") :]: value for name, value in attributes}
+
+
 def _attributes(message: Any) -> dict[str, Any]:
-    return {name[len("L2TP_ATTR_") :]: value for name, value in message["attrs"]}
+    return plain(message["attrs"])

@@ -158,9 +158,11 @@ def refusals(wanted: Document, kernel: Kernel, stored: Raw | None, machine: str)
         link = kernel.links.get(name)
         if link and name in wanted.devices and name not in mine:
             whose = f"belongs to {link.alias}" if link.alias else "is not ours"
+            theirs = KINDS.get(link.kind)
+            away = theirs.removal(kernel, name) if theirs else f"ip link delete {name}"
             errors.append(
                 f"{host} {name}: a device of that name ({link.kind or 'physical'}) is there and {whose}; "
-                f"give ours another name (ifname, or bridge.name), or remove that one: ip link delete {name}"
+                f"give ours another name (ifname, or bridge.name), or remove that one: {away}"
             )
         errors += [f"{host} {name}: {wrong}" for wrong in KINDS[spec.KIND].wrong_here(kernel, name, spec, wanted)]
         errors += [f"{host} {name}: {reference}: {MISSING}" for reference in sorted(references([spec]) & missing)]
@@ -305,7 +307,8 @@ def undo(kernel: Kernel, store: Store, journal: Raw, fault: Callable[[], None] |
     strays = {mark: name for name, mark in marks.items() if mark}
     for link in list(kernel.links.values()):
         if strays.get(link.alias, link.name) != link.name:
-            kernel.delete_link(link.name)
+            kind = KINDS.get(link.kind)
+            kind.delete(kernel, link.name, link.alias) if kind else kernel.delete_link(link.name)
     targets = stored_objects(journal["target"])
     kinds = {name: {targets[name]["kind"]} if name in targets else set() for name in before}
     wanted = {

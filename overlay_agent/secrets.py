@@ -38,6 +38,7 @@ class Secrets:
     """
 
     def __init__(self, state: str = "", label: str = "", wanted: Iterable[str] = ()) -> None:
+        self.state, self.label = state, label
         self._folder = os.path.join(state, "secrets", *label.split("/")) if label else ""
         self._top = os.path.join(state, "secrets")
         self._wanted = frozenset(wanted)

@@ -11,11 +11,14 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from overlay_agent.secrets import Secrets
+
+if TYPE_CHECKING:
+    from overlay_agent.keys import Keys
 
 STATE = "/var/lib/overlay"
 LOCK = "/run/overlay.lock"
@@ -91,6 +94,17 @@ class Store:
     def secrets(self, label: str, wanted: Iterable[str] = ()) -> Secrets:
         """The stack's secret values; `wanted`: see Secrets."""
         return Secrets(self._state, label, wanted)
+
+    def keys(self, label: str) -> Keys:
+        """The stack's private keys."""
+        from overlay_agent.keys import Keys  # noqa: PLC0415 - few hosts have any
+
+        return Keys(self._state, label)
+
+    def forget_keys(self, label: str, but: Container[str] = ()) -> None:
+        """Removes the stack's private keys but those of these public ones."""
+        if os.path.isdir(os.path.join(self._state, "keys")):
+            self.keys(label).keep(but)
 
     # -- what stacks share ------------------------------------------------------------------
 

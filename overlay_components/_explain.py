@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -27,13 +28,19 @@ def lines(raw: Mapping[str, Any], owner: Owner, name: str, lock: Lock) -> list[s
     checked = config.load_config(raw)
     made = plan.make_plan(checked, owner, lock, Secrets(unknown=NO_DIGITS))
     if name in made.documents:
-        wanted = document.parse(made.documents[name])
+        wanted = _wanted(made, name)
         head = [f"# {owner.label} on {name}, by hand; `pulumi up` does it, and can undo it"]
         return [*head, *map(_without_digits, _commands(wanted, marked=True))]
     if name not in checked.peers:
         known = errors.instead(name, [*checked.hosts, *checked.peers])
         raise ConfigErrors([f"HOST: unknown host {name!r}; {known}"])
     return _peer(raw, owner, name, made, lock)
+
+
+def _wanted(made: Plan, name: str) -> Document:
+    """The host's document. Public keys, which only the hosts know, are in words, so it is not read from JSON."""
+    rest = document.parse({**made.documents[name], "devices": {}})
+    return dataclasses.replace(rest, devices=made.devices[name])
 
 
 def _peer(raw: Mapping[str, Any], owner: Owner, name: str, made: Plan, lock: Lock) -> list[str]:
@@ -55,7 +62,7 @@ def _peer(raw: Mapping[str, Any], owner: Owner, name: str, made: Plan, lock: Loc
         return [*out, "# no tunnel has this end: there is nothing to type"]
     try:
         managed = config.load_config(_managed(raw, name, made))
-        as_host = document.parse(plan.make_plan(managed, owner, lock, Secrets(unknown=NO_DIGITS)).documents[name])
+        as_host = _wanted(plan.make_plan(managed, owner, lock, Secrets(unknown=NO_DIGITS)), name)
     except (ConfigErrors, document.DocumentError):
         # What it shares with others (a VNI on several pairs) a Linux host could not do.
         return [*out, "# a Linux machine cannot be that end with these numbers: see above for what it has to speak"]

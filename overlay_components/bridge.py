@@ -109,6 +109,7 @@ class SegmentArgs(TypedDict, total=False):
     addresses: Mapping[Any, Input[str] | Sequence[Input[str]]]
     bridge: BridgeDeviceArgs | Literal["none"]
     mtu: int
+    encryption: Literal["wireguard", "none"]
     gateway: Any
     reserved: Sequence[str]
     containers: Mapping[str, ContainerArgs]

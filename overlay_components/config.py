@@ -19,7 +19,7 @@ import pydantic
 import yaml
 
 from overlay_agent import fields
-from overlay_components import bridge, errors, gretap_tunnel, l2tp_tunnel, model, vxlan_tunnel
+from overlay_components import bridge, encryption, errors, gretap_tunnel, l2tp_tunnel, model, vxlan_tunnel
 from overlay_components.dhcp_router import DhcpOptions
 from overlay_components.errors import ConfigErrors
 from overlay_components.model import Checked, Model
@@ -39,6 +39,8 @@ _Text = Annotated[str | None, Checked(model.Text())]
 _MaybeAddress = Annotated[str | None, Checked(model.HostAddress())]
 _Mtu = Annotated[int | None, Checked(fields.Integer(68, 65535))]
 _NO_BRIDGE = "none"
+_Encryption = encryption.Options
+_SegmentEncryption = encryption.OfSegment
 
 
 def _described(default: Any, description: str) -> Any:
@@ -86,6 +88,7 @@ class Host(Defaults):
     generation: Annotated[int, Checked(fields.Integer(1, 1_000_000))] = _described(
         1, "Raise it when the machine was replaced or reinstalled under the same name"
     )
+    wireguard: encryption.HostOptions = _described(encryption.HostOptions(), "Its end of the encryption")
     force: Annotated[bool, Checked(fields.Flag())] = _described(
         False, "Remove devices although others, such as running containers, still use them"
     )
@@ -177,6 +180,9 @@ class Segment(Model):
     )
     reserved: list[Annotated[str, Checked(model.OverlayAddress())]] = _described([], "Addresses to keep free")
     tunnels: dict[_Key, _Tunnel] = _described({}, "What joins the hosts")
+    encryption: _SegmentEncryption = _described(
+        None, "wireguard: the tunnels run inside of WireGuard; none; default: as overlay:encryption says, else none"
+    )
     containers: dict[_Key, Container] = _described({}, "Containers by name")
     # `dhcp:` with nothing below it is a router with all defaults.
     dhcp: Annotated[DhcpOptions | None, pydantic.BeforeValidator(lambda value: value or {})] = _described(
@@ -194,6 +200,10 @@ class Config(Model):
     hosts: dict[_Key, Host] = _described({}, "The machines that are managed, by name")
     peers: dict[_Key, Peer] = _described({}, "Ends of tunnels that are not managed, by name")
     segments: dict[_Key, Segment] = _described({}, "The overlay networks, by name")
+    encryption: _Encryption = _described(
+        encryption.EncryptionOptions(kind=encryption.NONE),
+        "wireguard: all segments' tunnels run inside of WireGuard; an object for its settings",
+    )
     open_firewall: Annotated[bool, Checked(fields.Flag())] = _described(
         False, "Whether the hosts' firewalls are opened for the tunnels, for the peers' addresses only"
     )

@@ -94,6 +94,9 @@ class GretapTunnelKind(tunnel.TunnelKind):
         """The key, where there is one."""
         return {} if tunnel.options.key is None else {"key": tunnel.options.key}
 
+    def told_by(self, spec: Any) -> None:  # noqa: ARG002 - as above
+        """The kernel takes GRE only from a tunnel's remote address."""
+
     def listens(self, spec: Any) -> tuple[str, int | None]:  # noqa: ARG002 - always the same
         """GRE, IP protocol 47."""
         return "gre", None

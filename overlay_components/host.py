@@ -7,11 +7,13 @@ last one alone.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+import pulumi
 from pulumi import FileAsset, Input, Output, ResourceOptions
 from pulumi_command import remote
 from typing_extensions import Unpack
@@ -21,6 +23,7 @@ from overlay_agent.document import Owner
 from overlay_components import _outputs
 from overlay_components.component import Component, applied, words
 from overlay_components.connection import Connection
+from overlay_components.encryption import key_of, with_keys
 from overlay_components.names import Placeholder
 
 #: The provider counts failures: three dials in all (remote/connection.go in pulumi-command).
@@ -36,6 +39,13 @@ class UnderlayArgs(TypedDict, total=False):
     device: str
 
 
+class WireguardArgs(TypedDict, total=False):
+    """A host's end of the encryption."""
+
+    port: int
+    key_generation: int
+
+
 class HostArgs(TypedDict, total=False):
     """Keys of `overlay:hosts.<name>` (docs/stack-file.md)."""
 
@@ -48,6 +58,7 @@ class HostArgs(TypedDict, total=False):
     mtu: int
     sudo: bool
     underlay: UnderlayArgs
+    wireguard: WireguardArgs
     generation: int
     force: bool
 
@@ -60,6 +71,8 @@ class Host(Component):
 
     def __init__(self, name: str, opts: ResourceOptions | None = None, **args: Unpack[HostArgs]) -> None:
         values = words(args)
+        if isinstance(values.get("wireguard"), dict):
+            values["wireguard"] = words(values["wireguard"])
         super().__init__("Host", name, values, opts)
         self.overlay.declare("hosts", name, value=values)
         self._args = values
@@ -74,17 +87,8 @@ class Host(Component):
         """Its devices by name, once they are there."""
         return self.promised("plan")
 
-    def register(
-        self,
-        connection: Input[Connection],
-        plan: Input[Any],
-        owner: Owner,
-        stack_id: Output[str],
-        archive: Path,
-        secrets: Output[dict[str, str]] | None = None,
-    ) -> remote.Command:
-        """Registers the host's commands; returns the one that applies its document. `archive` is the agent's,
-        `stack_id` known text, `secrets` the values that the document refers to, marked as secret."""
+    def install(self, connection: Input[Connection], owner: Owner, stack_id: Output[str], archive: Path) -> None:
+        """Registers the commands that bring the agent, `archive`, and take it away. `stack_id`: known text."""
         full = f"{self.overlay.name}-{self.name}"
         opts = ResourceOptions(parent=self, deleted_with=self.opts.deleted_with)
         # Each stack has its own: what one removes must not be what another still needs.
@@ -137,45 +141,58 @@ class Host(Component):
             **common,
         )
         told = _outputs.known_text(install.stdout, lambda _: f"<machine id of {self.name}>")
+        asks = {key: value for key, value in request.items() if key != "force"}
+        self._installed = _Installed(install, common, texts, Output.all(stack_id, told), asks)
 
-        def text(parts: list[Any]) -> str:
-            id_, said, the_plan = parts
-            machine = said if isinstance(said, Placeholder) else json.loads(said)["machine"]
-            return _text({**the_plan.documents[self.name], **force, "machine": machine}, id_)
-
-        before = [install]
-        if secrets is not None:
-            before.append(self._bring(secrets, Output.all(stack_id, told), request, texts["secrets"], install, common))
-        return remote.Command(
-            f"{full}-document",
-            create=texts["apply"],
-            stdin=Output.all(stack_id, told, plan).apply(text),
-            opts=ResourceOptions.merge(opts, ResourceOptions(depends_on=before)),
-            **common,
+    def identify(self) -> Output[str]:
+        """Registers the command that makes the host's key, after `install`. The public key, as known text. Nothing
+        takes the private one away again: the agent does, when no document of the stack names it any more."""
+        generation = self._args.get("wireguard", {}).get("keyGeneration", 1)
+        command = self._command("identity", lambda request: {**request, "generation": generation})
+        return _outputs.known_text(command.stdout, lambda _: key_of(self.name)).apply(
+            lambda said: said if isinstance(said, Placeholder) else json.loads(said)["publicKey"]
         )
 
-    def _bring(
+    def register(
         self,
-        secrets: Output[dict[str, str]],
-        known: Output[list[Any]],
-        request: Mapping[str, Any],
-        command: Input[str],
-        install: remote.Command,
-        common: Mapping[str, Any],
+        plan: Input[Any],
+        secrets: Output[dict[str, str]] | None = None,
+        keys: Mapping[str, Output[str]] | None = None,
     ) -> remote.Command:
-        """The command that brings the values. Nothing takes them away again: the agent does, when no document of the
-        stack refers to them any more."""
-        request = {key: value for key, value in request.items() if key != "force"}
+        """Registers the command that applies the host's document, after `install`. `secrets`: the values that the
+        document refers to, marked as secret; `keys`: the public keys that it names, by host."""
+        before = []
+        if secrets is not None:
+            # Nothing takes them away again: the agent does, when no document of the stack refers to them any more.
+            before.append(self._command("secrets", lambda request, values: {**request, "secrets": values}, secrets))
+        force = {"force": True} if self._args.get("force") else {}
 
-        def text(parts: list[Any]) -> str:
-            values, (id_, said) = parts
+        def document_of(request: Mapping[str, Any], plan_: Any, keys_: Mapping[str, str]) -> dict[str, Any]:
+            raw = with_keys(plan_.documents[self.name], keys_)
+            return {**raw, **force, "owner": request["owner"], "machine": request["machine"]}
+
+        return self._command("document", document_of, plan, Output.all(**(keys or {})), before=before)
+
+    def _command(
+        self, what: str, about: Callable[..., Mapping[str, Any]], *parts: Any, before: Sequence[pulumi.Resource] = ()
+    ) -> remote.Command:
+        """A command that gets `about(request, *parts)` on standard input, with who asks whom."""
+        at = self._installed
+
+        def text(known: list[Any]) -> str:
+            (id_, said), *rest = known
             machine = said if isinstance(said, Placeholder) else json.loads(said)["machine"]
-            return _text({**request, "machine": machine, "secrets": values}, id_)
+            return _text(about({**at.request, "machine": machine}, *rest), id_)
 
-        opts = ResourceOptions(parent=self, deleted_with=self.opts.deleted_with, depends_on=[install])
-        stdin = Output.all(secrets, known).apply(text)
-        name = f"{self.overlay.name}-{self.name}-secrets"
-        return remote.Command(name, create=command, stdin=stdin, opts=opts, **common)
+        return remote.Command(
+            f"{self.overlay.name}-{self.name}-{what}",
+            create=at.texts[what],
+            stdin=Output.all(at.known, *parts).apply(text),
+            opts=ResourceOptions(
+                parent=self, deleted_with=self.opts.deleted_with, depends_on=[at.installation, *before]
+            ),
+            **at.common,
+        )
 
     def _texts(self, connection: Connection, file: str, version: str) -> dict[str, str]:
         """The commands. `file` lies in the user's home, which nobody else can write to: sudo runs it.
@@ -187,8 +204,9 @@ class Host(Component):
             "update": f"{sudo}sh {file} install known  # {version}",
             # Runs long after it was written: on a host that lost the agent, or never got it.
             "uninstall": f"test ! -x {COMMAND} || {sudo}{COMMAND} uninstall && rm -f {file}",
+            "identity": f"{sudo}{COMMAND} identity",
             "secrets": f"{sudo}{COMMAND} secrets",
-            "apply": f"{sudo}{COMMAND} apply",
+            "document": f"{sudo}{COMMAND} apply",
         }
 
     def settle(self, plan: Output[Any], commands: Mapping[str, Any]) -> None:
@@ -197,6 +215,18 @@ class Host(Component):
         self.keep("ready", lambda: applied([commands[self.name]]))
         self.keep("plan", lambda: Output.all(plan, done).apply(lambda both: both[0].documents[self.name]["devices"]))
         # No outputs are registered: the engine would write the whole state once more for each host.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Installed:
+    """What a host's commands have in common, once the agent is there."""
+
+    installation: remote.Command
+    common: Mapping[str, Any]
+    texts: Any
+    #: The stack's id, and what the installation said.
+    known: Output[list[Any]]
+    request: Mapping[str, Any]
 
 
 def _arguments(connection: Connection) -> dict[str, Any]:

@@ -33,6 +33,7 @@ _MISSING = {
 _NOT_A_LIST = "is not a list; write it in brackets: [...]"
 _NOT_AN_OBJECT = "is not an object; write `key: value` lines below it"
 _KEY_BYTES = 32
+_ENCRYPTED = "As `pulumi config set --secret` writes it"
 _HOST_KEYS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")
 
 #: One error: the path from the model's root, and the sentence.
@@ -432,8 +433,9 @@ def schema_of(type_: Type) -> dict[str, Any]:  # noqa: PLR0911 - a line for each
     if isinstance(type_, fields.Either):
         return {"anyOf": [schema_of(type_.first), schema_of(type_.second)]}
     if isinstance(type_, _Secret):
-        secure = {"type": "object", "properties": {"secure": {"type": "string"}}, "required": ["secure"]}
-        return {"anyOf": [{"type": "string"}, {**secure, "additionalProperties": False}]}
+        encrypted = {"secure": {"type": "string", "description": _ENCRYPTED}}
+        secure = {"type": "object", "properties": encrypted, "required": ["secure"], "additionalProperties": False}
+        return {"anyOf": [{"type": "string"}, secure]}
     if isinstance(type_, OneOrMore):
         item = schema_of(type_.item)
         return {"anyOf": [item, {"type": "array", "items": item}]}

@@ -36,7 +36,7 @@ class Budget:
 def smallest(tunnels: Iterable[Tunnel], hosts: Iterable[End]) -> Budget:
     """The budget that decides. `hosts`: of the segment; they alone count where there is no tunnel."""
     budgets = [
-        Budget(host, host.mtu, over, f" less {over} ({tunnel.kind.name} over IPv{tunnel.version})")
+        Budget(host, host.mtu, host.encryption + over, _why(host, tunnel, over))
         for tunnel in tunnels
         for over in [tunnel.kind.overhead(tunnel.options, tunnel.version)]
         for host in tunnel.hosts
@@ -44,6 +44,11 @@ def smallest(tunnels: Iterable[Tunnel], hosts: Iterable[End]) -> Budget:
     ]
     alone = [Budget(host, host.mtu, 0, "") for host in hosts if host.mtu is not None]
     return min(budgets or alone, key=lambda budget: budget.left)
+
+
+def _why(host: End, tunnel: Tunnel, over: int) -> str:
+    around = f" less {host.encryption} (WireGuard)" if host.encryption else ""
+    return f"{around} less {over} ({tunnel.kind.name} over IPv{tunnel.version})"
 
 
 def check(where: str, wanted: int | None, budget: Budget, tunnelled: bool, versions: set[int], wrong: list[str]) -> int:

@@ -32,12 +32,12 @@ def known(value: object) -> bool:
 
 def mac(*key: str) -> str:
     """The locally administered unicast MAC address (02:...) that belongs to the key."""
-    return ":".join(["02", *(f"{byte:02x}" for byte in _digest(key)[:5])])
+    return ":".join(["02", *(f"{byte:02x}" for byte in digest(*key)[:5])])
 
 
 def number(low: int, high: int, *key: str) -> int:
     """The number from `low` to `high` that belongs to the key."""
-    return low + int.from_bytes(_digest(key)[:8], "big") % (high - low + 1)
+    return low + int.from_bytes(digest(*key)[:8], "big") % (high - low + 1)
 
 
 def for_peer(base: str, peer: str) -> str:
@@ -45,8 +45,9 @@ def for_peer(base: str, peer: str) -> str:
     name = _NOT_IN_NAMES.sub("-", f"{base}-{peer}")
     if len(name) <= LONGEST and name == f"{base}-{peer}":
         return name
-    return f"{name[: LONGEST - _HASH - 1]}-{_digest((base, peer)).hex()[:_HASH]}"
+    return f"{name[: LONGEST - _HASH - 1]}-{digest(base, peer).hex()[:_HASH]}"
 
 
-def _digest(key: tuple[str, ...]) -> bytes:
+def digest(*key: str) -> bytes:
+    """32 bytes that belong to the key."""
     return hashlib.sha256("\0".join(key).encode()).digest()

@@ -15,10 +15,10 @@ import types
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import pulumi
-from pulumi import Output, ResourceOptions, runtime
+from pulumi import Input, Output, ResourceOptions, runtime
 from pulumi.runtime.proto.engine_pb2_grpc import EngineStub
 from pulumi_command import local
 from typing_extensions import Self
@@ -29,6 +29,7 @@ from overlay_components.bridge import Bridge
 from overlay_components.component import Component, words
 from overlay_components.config import Config
 from overlay_components.dhcp_router import DhcpRouter
+from overlay_components.encryption import key_holders
 from overlay_components.errors import SECRET_KEYS, ConfigErrors
 from overlay_components.host import Host
 from overlay_components.lock import Lock
@@ -46,12 +47,22 @@ _SAID_WHY = 32
 _SCANS = 8
 
 
+class EncryptionArgs(TypedDict, total=False):
+    """Keys of `overlay:encryption` (docs/stack-file.md)."""
+
+    kind: Literal["wireguard", "none"]
+    port: int
+    keepalive: int
+    ifname: str
+    preshared_key: Input[str]
+
+
 class Overlay(pulumi.ComponentResource):
     """All overlay networks of one environment: `with Overlay("prod"): ...`.
 
     Leaving the block raises one pulumi.RunError with every error that was found. `peers`,
-    `defaults` and `open_firewall` are as in the stack file (docs/stack-file.md). `lock` has the addresses of
-    containers that say none: a lock file's path, or addresses by segment and container (docs/containers.md).
+    `defaults`, `encryption` and `open_firewall` are as in the stack file (docs/stack-file.md). `lock` has the addresses
+    of containers that say none: a lock file's path, or addresses by segment and container (docs/containers.md).
     """
 
     def __init__(
@@ -61,6 +72,7 @@ class Overlay(pulumi.ComponentResource):
         defaults: Mapping[str, Any] | None = None,
         peers: Mapping[str, Any] | None = None,
         open_firewall: bool | None = None,
+        encryption: Literal["wireguard", "none"] | EncryptionArgs | None = None,
         lock: str | Path | Lock | None = None,
         opts: ResourceOptions | None = None,
     ) -> None:
@@ -68,12 +80,21 @@ class Overlay(pulumi.ComponentResource):
         super().__init__("overlay:index:Overlay", name, {}, opts)
         self.name = name
         self.components: list[Component] = []
-        self.raw: dict[str, Any] = words({"defaults": defaults, "peers": peers, "open_firewall": open_firewall})
+        self.raw: dict[str, Any] = words(
+            {
+                "defaults": defaults,
+                "peers": peers,
+                "open_firewall": open_firewall,
+                "encryption": words(encryption) if isinstance(encryption, Mapping) else encryption,
+            }
+        )
         self.lock = _lock(lock)
         self._done = False
         self._plan: _outputs.Promise[Plan] = _outputs.Promise()
         #: The plan: `containers`, `segments`, `underlay_rules` and the documents.
         self.plan: Output[Plan] = self._plan.output
+        #: Of the hosts that have WireGuard keys, once the block is left; None: no segment is encrypted.
+        self.public_keys: Output[dict[str, str]] | None = None
 
     @classmethod
     def from_stack(cls, name: str | None = None) -> Overlay:
@@ -89,6 +110,7 @@ class Overlay(pulumi.ComponentResource):
             defaults=raw.get("defaults"),
             peers=raw.get("peers"),
             open_firewall=raw.get("openFirewall"),
+            encryption=raw.get("encryption"),
             lock=locked,
         )
         with _sdk.light(), overlay:
@@ -154,9 +176,9 @@ class Overlay(pulumi.ComponentResource):
         if _outputs.leaves(raw):
             known = _outputs.known_text(raw, _describe, _missing, lambda path: path[-1] in SECRET_KEYS)
             raw = _outputs.unless_stuck(known, self._stuck)
-        have_secrets = self._with_secrets(owner) if _has_secrets(self.raw) else set()
+        shape = self._shape(owner) if _has_secrets(self.raw) or _is_encrypted(self.raw) else _Shape(set(), {})
         planned: Any
-        if have_secrets:
+        if shape.have_secrets:
             # Not secret itself: of what is planned only the values are, and their command hides them.
             both = Output.all(raw, self._key()) if isinstance(raw, Output) else self._key().apply(lambda k: [raw, k])
             planned = both.apply(lambda b: _planned(b[0], owner, self.lock, b[1]))
@@ -182,8 +204,15 @@ class Overlay(pulumi.ComponentResource):
                 reached = _outputs.part(connections, host.name, own)
             else:
                 reached = connections[host.name]
-            secrets = self._secrets_of(host.name, planned) if host.name in have_secrets else None
-            commands[host.name] = host.register(reached, plan, owner, stack_id, archive, secrets)
+            host.install(reached, owner, stack_id, archive)
+        keys = {host.name: host.identify() for host in hosts if host.name in shape.key_holders}
+        for host in hosts:
+            secrets = self._secrets_of(host.name, planned) if host.name in shape.have_secrets else None
+            named = {other: keys[other] for other in shape.key_holders.get(host.name, ())}
+            commands[host.name] = host.register(plan, secrets, named)
+        if keys:
+            self.public_keys = Output.all(**keys)
+            plan = Output.all(plan, self.public_keys).apply(lambda both: both[0].with_keys(both[1]))
         for declared in self.components:
             declared.settle(plan, commands)
         self._plan.keep(Output.from_input(plan))
@@ -200,17 +229,22 @@ class Overlay(pulumi.ComponentResource):
         )
         return _outputs.known_text(Output.unsecret(made.stdout), lambda _: "<key>")
 
-    def _with_secrets(self, owner: Owner) -> set[str]:
-        """The hosts that get secret values. Asked before anything is known: resources are not made within Outputs."""
+    def _shape(self, owner: Owner) -> _Shape:
+        """Which hosts get what. Asked before anything is known: resources are not made within Outputs."""
         secrets = Secrets()
         try:
             checked = config.load_config(_outputs.with_placeholders(self.raw, _describe))
-            make_plan(checked, owner, self.lock, secrets)
+            documents = make_plan(checked, owner, self.lock, secrets).documents
         except ConfigErrors as error:
             if not _outputs.leaves(self.raw):
                 raise pulumi.RunError("\n".join(error.errors)) from None
-            return set(self.raw["hosts"])  # what is wrong may be that something is not known
-        return set(secrets.of)
+            # What is wrong may be that something is not known.
+            hosts = list(self.raw["hosts"])
+            return _Shape(
+                set(hosts) if _has_secrets(self.raw) else set(),
+                dict.fromkeys(hosts, hosts) if _is_encrypted(self.raw) else {},
+            )
+        return _Shape(set(secrets.of), key_holders(documents))
 
     def _secrets_of(self, host: str, planned: Output[Any]) -> Output[dict[str, str]]:
         return Output.secret(planned.apply(lambda p: p.secrets.get(host, {})))
@@ -243,6 +277,19 @@ class _Planned:
     connections: dict[str, Any]
     #: By host and reference, in hexadecimal digits.
     secrets: Mapping[str, dict[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """The hosts that get secret values; those that have keys, each with whose public keys its document names."""
+
+    have_secrets: set[str]
+    key_holders: dict[str, list[str]]
+
+
+def _is_encrypted(raw: Mapping[str, Any]) -> bool:
+    """Whether a segment may be encrypted."""
+    return any("encryption" in (part or {}) for part in [raw, *(raw.get("segments") or {}).values()])
 
 
 def _has_secrets(raw: Any) -> bool:

@@ -20,7 +20,7 @@ from overlay_agent.diff import summary
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, Device, Spec
 from overlay_agent.kinds.firewall import Firewall
-from overlay_components import addressing, bridge, errors, model, mtu, names, routing, snippets, tunnel
+from overlay_components import addressing, bridge, encryption, errors, model, mtu, names, routing, snippets, tunnel
 from overlay_components.addressing import Book, Span
 from overlay_components.config import TUNNELS, Config, Segment
 from overlay_components.errors import ConfigErrors
@@ -76,6 +76,8 @@ class SegmentRow(TypedDict):
     gateway: str | None
     tunnels: dict[str, TunnelRow]
     dhcp: NotRequired[routing.DhcpRow]
+    #: wireguard, where the tunnels are encrypted.
+    encryption: NotRequired[str]
 
 
 class Rule(TypedDict):
@@ -101,6 +103,15 @@ class Plan:
     #: By host and rule.
     underlay_rules: dict[str, dict[str, Rule]]
     warnings: tuple[str, ...]
+
+    def with_keys(self, keys: Mapping[str, str]) -> Plan:
+        """The same with the hosts' public keys, which only the running program knows, in their places."""
+        documents = {host: encryption.with_keys(raw, keys) for host, raw in self.documents.items()}
+        devices = {
+            host: {name: encryption.spec_with_keys(spec, keys) for name, spec in specs.items()}
+            for host, specs in self.devices.items()
+        }
+        return dataclasses.replace(self, documents=documents, devices=devices)
 
     def hosts(self) -> dict[str, dict[str, Any]]:
         """For the stack's outputs: each host's devices, and what must reach it through packet filters."""
@@ -185,6 +196,7 @@ class _Planner:
         self.rules: dict[str, dict[str, Rule]] = {name: {} for name in config.hosts}
         #: The same for the host's own firewall, by device: it can tell apart what shares a port.
         self.allowed: dict[str, dict[str, Any]] = {name: {} for name in config.hosts}
+        self.encryption = encryption.Encryption(config, owner.label, secrets, self.wrong)
         self.routing = routing.Routing(config, owner.label, self.ends, self.services, self.wrong)
 
     def plan(self) -> Plan:
@@ -201,6 +213,7 @@ class _Planner:
             for segment in segments
             for number, subnet in enumerate(segment.options.subnets)
         )
+        self._encrypt()
         self._check_names()
         self._check_service_ports()
         self.routing.finish(self.made, self.rules)
@@ -278,6 +291,12 @@ class _Planner:
             tunnel.resolve(f"{where}.tunnels.{key}", name, TUNNELS[o.kind], o, members, self.ends, self.wrong)
             for key, o in options.tunnels.items()
         ]
+        encrypted = self.encryption.of(options) != encryption.NONE
+        for number, one in enumerate(tunnels):
+            if one and encrypted:
+                tunnels[number] = self.encryption.inside(one)
+            elif one:
+                self.encryption.plain(one)
         hosts = [self.ends[host] for host in members if self.ends[host].managed]
         bridge_name = None if options.bridge is None else bridge.name_of(name, options.bridge)
         made = _Members(name, where, options, hosts, [t for t in tunnels if t], bridge_name)
@@ -347,6 +366,8 @@ class _Planner:
         )
         if dhcp is not None:
             row["dhcp"] = dhcp
+        if any(end.encryption for one in segment.tunnels for end in one.ends.values()):
+            row["encryption"] = encryption.WIREGUARD
         return row, containers
 
     def _check_shape(self, segment: _Members) -> None:
@@ -672,6 +693,14 @@ class _Planner:
                     why = f"device {name} is made on {{hosts}} by {{earlier}}; set another {key} there"
                     self.clashes[made.where, where, why].append(host)
 
+    def _encrypt(self) -> None:
+        """The devices that encrypted tunnels run in, which alone the underlay sees."""
+        for host, spec in self.encryption.devices().items():
+            name, rule = self.encryption.device, self.encryption.rule(host)
+            self._add(host, name, _Made("encryption", spec, tunnel.udp_claim(spec.listen_port)))
+            self.rules[host][name] = rule
+            self.allowed[host][name] = {**rule}
+
     def _check_service_ports(self) -> None:
         """No tunnel has a port that the segments' DHCP servers hear on, at all addresses of their hosts."""
         for host, services in self.services.items():
@@ -685,8 +714,11 @@ class _Planner:
     def _allow(self, at: Attachment, one: Tunnel, spec: Device) -> None:
         protocol, port = one.kind.listens(spec)
         told_by = one.kind.told_by(spec)
-        own = {} if port is None else {"port": port}
-        self.allowed[at.host.name][at.device] = {"protocol": protocol, **own, **told_by, "peers": at.peers}
+        if told_by is not None:
+            own = {} if port is None else {"port": port}
+            self.allowed[at.host.name][at.device] = {"protocol": protocol, **own, **told_by, "peers": at.peers}
+        if at.host.encryption:
+            return
         name = at.device if one.kind.port_each(one.options) else one.base
         rule = self.rules[at.host.name].setdefault(name, Rule(protocol=protocol, port=port, peers={}))
         rule["peers"].update(at.peers)

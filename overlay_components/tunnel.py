@@ -129,6 +129,8 @@ class End:
     #: Of the underlay. None: not managed, so not known.
     mtu: int | None = None
     managed: bool = True
+    #: What encryption takes of that MTU (see encryption.py).
+    encryption: int = 0
 
     @property
     def version(self) -> int | None:
@@ -276,8 +278,9 @@ class TunnelKind(abc.ABC):
         stack's; `ports`: the UDP ports that are taken, by end."""
         return {}
 
-    def told_by(self, spec: Any) -> dict[str, Any]:  # noqa: ARG002 - of most kinds nothing
-        """What tells the device's packets from another's on one port, as the agent's firewall names it."""
+    def told_by(self, spec: Any) -> dict[str, Any] | None:  # noqa: ARG002 - of most kinds nothing
+        """What tells the device's packets from another's on one port, as the agent's firewall names it. None: the
+        kernel itself takes its peers' only, so there is nothing to guard."""
         return {}
 
     @abc.abstractmethod

@@ -16,14 +16,12 @@ import subprocess
 import tempfile
 import threading
 import time
+import uuid
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from lab import LabError, _vm
-
-ROOT = Path(__file__).resolve().parents[1]
 INSIDE = "OVERLAY_VM_REPORTS"  # in the guest: the number of the file descriptor that takes the reports
 EVERYTHING = "OVERLAY_VM"
 HOST_TIERS = ("netns", "e2e")
@@ -111,8 +109,7 @@ class Outside:
     def goes(self, item: pytest.Item) -> bool:
         """Whether the item runs in a VM."""
         if os.environ.get(EVERYTHING) == "1":
-            path = item.path.relative_to(ROOT) if item.path.is_relative_to(ROOT) else item.path
-            return path.parts[:1] == ("tests",) and path.parts[1] in HOST_TIERS
+            return any(item.path.is_relative_to(item.config.rootpath / "tests" / tier) for tier in HOST_TIERS)
         return bool(lacking(item))
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -160,21 +157,23 @@ class Outside:
         for kernel, number in sorted(self.ran.items()):
             missing = ", ".join(sorted(self.why[kernel]))
             why = f" ({missing}: not in this machine's {os.uname().release})" if missing else ""
-            terminalreporter.write_line(f"VM lab: {number} tests ran on Linux {kernel}{why}")
+            terminalreporter.write_line(f"VM lab: {number} test{'s' * (number != 1)} ran on Linux {kernel}{why}")
 
 
 class Guest:
     """One VM with one pytest in it, for the items of one file."""
 
     def __init__(self, path: Path, nodeids: list[str], config: pytest.Config) -> None:
+        from lab import LabError, _vm  # the agent's tests run on Python 3.9 too, which knows less than the lab needs
+
         self.path, self.config = path, config
         self.found: dict[str, list[pytest.TestReport]] = {}
         self.finished: set[str] = set()
         self.ended = ""  # why there will be no more reports
         self.skip = ""  # why there could be none
         self.news = threading.Condition()
-        self.log = tempfile.NamedTemporaryFile("w", suffix=".log")  # removed when closed
-        self.vm: _vm.Vm | None = None
+        self.log = tempfile.NamedTemporaryFile("w", suffix=".log")  # noqa: SIM115 - closed, and so removed, by close()
+        self.vm = None
         self.process: subprocess.Popen[str] | None = None
         reason = _vm.why_not()
         if reason:
@@ -184,23 +183,22 @@ class Guest:
             return
         try:
             self.vm = _vm.Vm().__enter__()
-            self.start(nodeids)
+            self.start(nodeids, _vm.CHECKOUT / ".venv/bin/python")
         except (LabError, OSError, subprocess.SubprocessError) as error:
             self.ended = str(error)
             self.close()
 
-    def start(self, nodeids: list[str]) -> None:
+    def start(self, nodeids: list[str], python: Path) -> None:
         """Start pytest in the guest, and a thread that reads what it says."""
-        assert self.vm is not None
-        self.vm.run("cat > /tmp/nodeids", input="\n".join(nodeids) + "\n")
+        listing = f"/tmp/nodeids-{uuid.uuid4()}"  # noqa: S108 - the guest's, and of this name nobody else's
+        self.vm.run(f"cat > {listing}", input="\n".join(nodeids) + "\n")
         options = ["-p", "no:cacheprovider", "-p", "no:xdist", f"--timeout={PATIENCE}", "--tb", self.tracebacks()]
         if (verbose := self.config.option.verbose) > 0:
             options.append("-" + "v" * verbose)
-        python = _vm.CHECKOUT / ".venv/bin/python"
-        words = " ".join([str(python), "-m", "pytest", *options, "@/tmp/nodeids"])
+        words = " ".join([str(python), "-m", "pytest", *options, f"@{listing}"])
         # Reports go to the descriptor, what pytest prints to its log: of interest only if the former end too early.
         self.process = self.vm.popen(
-            f"cd {ROOT} && {INSIDE}=3 PATH={python.parent}:$PATH exec {words} 3>&1 1>&2 </dev/null",
+            f"cd {self.config.rootpath} && {INSIDE}=3 PATH={python.parent}:$PATH exec {words} 3>&1 1>&2 </dev/null",
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log,
         )  # fmt: skip
         threading.Thread(target=self.read, args=[self.process], daemon=True).start()
@@ -212,12 +210,13 @@ class Guest:
     def read(self, process: subprocess.Popen[str]) -> None:
         """Take reports until there are no more."""
         done = False
-        assert process.stdout is not None
         for line in process.stdout:
             with self.news:
                 what = json.loads(line)
                 if "report" in what:
                     report = self.config.hook.pytest_report_from_serializable(config=self.config, data=what["report"])
+                    if isinstance(report.longrepr, list):  # a skip's place and reason, which JSON knows no tuple for
+                        report.longrepr = tuple(report.longrepr)
                     self.found.setdefault(report.nodeid, []).append(report)
                 self.finished.update([what["finished"]] if "finished" in what else [])
                 self.ended += what.get("collecting", "")
@@ -240,27 +239,23 @@ class Guest:
 
     def reports(self, item: pytest.Item):
         """The reports of one test as they come; at the worst one that says why there are none."""
-        given = 0
         deadline = time.monotonic() + PATIENCE + 120  # pytest in the guest keeps the limit itself, if it can
+        given = 0
         while True:
             with self.news:
-                self.news.wait_for(
-                    lambda: len(self.found.get(item.nodeid, [])) > given or item.nodeid in self.finished or self.ended,
-                    timeout=max(0.0, min(1.0, deadline - time.monotonic())),
-                )
-                fresh = self.found.get(item.nodeid, [])[given:]
-                over = item.nodeid in self.finished or self.ended
-                if not fresh and not over and time.monotonic() > deadline:
-                    self.ended = f"nothing came for {PATIENCE + 120} s" + self.last_words()
-                    over = True
+                found = self.found.setdefault(item.nodeid, [])
+                while len(found) == given and item.nodeid not in self.finished and not self.ended:
+                    if not self.news.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                        self.ended = f"nothing came for {PATIENCE + 120} s" + self.last_words()
+                fresh = found[given:]
+            if not fresh:
+                break
             for report in fresh:
                 report.user_properties.extend(item.user_properties)
-                given += 1
                 yield report
-            if over and not fresh:
-                if item.nodeid not in self.finished:
-                    yield self.failure(item)
-                return
+            given += len(fresh)
+        if item.nodeid not in self.finished:
+            yield self.failure(item)
 
     def failure(self, item: pytest.Item) -> pytest.TestReport:
         """The report of a test that has none."""

@@ -2,8 +2,9 @@
 """Set this checkout up: Debian packages, Python packages, Pulumi, the VM lab's image. `make setup` calls it.
 
 Runs before anything is installed, hence on the system's Python with its standard library alone. Whatever it makes
-lives in the checkout: `.venv` (Python packages, from the hashed locks) and `.tools` (Pulumi; it is PULUMI_HOME), there
-also `vm` (the image, by tools/vm_image.py). Each part has a stamp with a hash of all that decides its content, so that a run with nothing to do only compares hashes.
+lives in the checkout: `.venv` (Python packages, from the hashed locks) and `.tools` (Pulumi; it is PULUMI_HOME; and
+`vm`, the image). Each part has a stamp with a hash of all that decides its content, so that a run with nothing to do
+only compares hashes.
 
 Not every machine can reach every site, so Pulumi is taken from the first source that works; `.tools/provenance.json`
 says which. docs/adr/0005-pulumi-without-its-download-site.md has the reasons.
@@ -563,12 +564,11 @@ def vm_image() -> Iterator[None]:
     )  # fmt: skip
     try:
         yield
-        started = time.monotonic()
-        while True:
+        started, text = time.monotonic(), None
+        while text is None:
             try:
                 text, _ = process.communicate(timeout=10)
-                break
-            except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired:  # noqa: PERF203 - one turn each 10 s
                 say(f"  ... making the VM lab's image: {time.monotonic() - started:.0f} s more than all the rest")
     except BaseException:
         process.terminate()

@@ -25,30 +25,27 @@ RELEASE = Path("/etc/os-release")
 SOURCES = ("sources.list", "sources.list.d/*.list", "sources.list.d/*.sources")  # below /etc/apt
 DISK_SIZE = "3G"  # sparse; what a guest writes is thrown away with it
 PACKAGES = """
-    bridge-utils busybox-static ca-certificates curl dbus dnsmasq-base ethtool ifupdown initramfs-tools iperf3
-    iproute2 iptables iputils-ping isc-dhcp-client keepalived kmod libpam-systemd libpython3-stdlib linux-image-amd64 network-manager
-    nftables openssh-server procps psmisc python3 sudo systemd-sysv tcpdump udev udhcpc util-linux-extra
-    wireguard-tools
-""".split()
+    bridge-utils busybox-static curl dbus dnsmasq-base ethtool ifupdown initramfs-tools iperf3 iproute2 iptables
+    iputils-ping isc-dhcp-client keepalived kmod libpam-systemd linux-image-amd64 network-manager nftables
+    openssh-server procps python3 sudo systemd-sysv tcpdump udev udhcpc util-linux-extra wireguard-tools
+"""
 # Most of a stock kernel's 300 MB is for hardware that no virtual machine has.
 WITHOUT = """
-    /usr/share/doc/* /usr/share/man/* /usr/share/info/* /usr/share/locale/*
-    /lib/modules/*/kernel/sound/* /lib/modules/*/kernel/arch/x86/kvm/*
-    /lib/modules/*/kernel/net/bluetooth/* /lib/modules/*/kernel/net/ceph/* /lib/modules/*/kernel/net/mac80211/*
-    /lib/modules/*/kernel/net/sunrpc/* /lib/modules/*/kernel/net/wireless/*
-""".split() + [
-    f"/lib/modules/*/kernel/drivers/{name}/*"
-    for name in """
-        accessibility ata bluetooth char/ipmi comedi crypto cxl edac firewire gpu hid hwmon i2c iio infiniband input
-        isdn leds md media memstick message mfd misc mmc mtd net/can net/ethernet net/phy net/usb net/wireless nvme
-        parport pcmcia platform power scsi soundwire spi staging target thermal thunderbolt tty ufs usb vfio video w1
-        watchdog
-    """.split()
-] + [
-    f"/lib/modules/*/kernel/fs/{name}/*"
-    for name in "afs btrfs ceph cachefiles dlm f2fs gfs2 jfs nfs nfsd nilfs2 ocfs2 smb ubifs xfs".split()
-]
-KEEP = ["/usr/share/doc/busybox-static/*"]  # which busybox it is that lies in /bin (tools/setup.py)
+    /usr/share/doc /usr/share/man /usr/share/info /usr/share/locale
+"""
+WITHOUT_MODULES = """
+    arch/x86/kvm sound net/bluetooth net/ceph net/mac80211 net/sunrpc net/wireless
+    drivers/accessibility drivers/ata drivers/bluetooth drivers/char/ipmi drivers/comedi drivers/crypto drivers/cxl
+    drivers/edac drivers/firewire drivers/gpu drivers/hid drivers/hwmon drivers/i2c drivers/iio drivers/infiniband
+    drivers/input drivers/isdn drivers/leds drivers/md drivers/media drivers/memstick drivers/message drivers/mfd
+    drivers/misc drivers/mmc drivers/mtd drivers/net/can drivers/net/ethernet drivers/net/phy drivers/net/usb
+    drivers/net/wireless drivers/nvme drivers/parport drivers/pcmcia drivers/platform drivers/power drivers/scsi
+    drivers/soundwire drivers/spi drivers/staging drivers/target drivers/thermal drivers/thunderbolt drivers/tty
+    drivers/ufs drivers/usb drivers/vfio drivers/video drivers/w1 drivers/watchdog
+    fs/afs fs/btrfs fs/ceph fs/cachefiles fs/dlm fs/f2fs fs/gfs2 fs/jfs fs/nfs fs/nfsd fs/nilfs2 fs/ocfs2 fs/smb
+    fs/ubifs fs/xfs
+"""
+KEEP = "/usr/share/doc/busybox-static/*"  # says which busybox it is that lies in /bin (tools/setup.py)
 
 # PID 1 where a test does not ask for systemd: up in a third of the time.
 LIGHT_INIT = """\
@@ -108,7 +105,7 @@ DISABLED = """
     NetworkManager.service NetworkManager-dispatcher.service NetworkManager-wait-online.service
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
     getty@tty1.service keepalived.service networking.service systemd-pstore.service
-""".split()
+"""
 MASKED = ("serial-getty@ttyS0.service", "systemd-udev-settle.service")
 ENABLED = {
     "multi-user.target": "systemd-networkd.service",
@@ -177,13 +174,13 @@ def bootstrap(root: Path, stage: Path) -> None:
         path = stage / "initramfs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    options = [f"--dpkgopt=path-exclude={path}" for path in WITHOUT]
-    options += [f"--dpkgopt=path-include={path}" for path in KEEP]
+    unwanted = [*WITHOUT.split(), *(f"/lib/modules/*/kernel/{name}" for name in WITHOUT_MODULES.split())]
+    options = [*(f"--dpkgopt=path-exclude={path}/*" for path in unwanted), f"--dpkgopt=path-include={KEEP}"]
     options += ["--dpkgopt=force-unsafe-io", "--aptopt=Acquire::Languages none"]
     # A machine whose clock is not that of its package lists says so in its own apt configuration.
     options += [f"--aptopt={line}" for line in apt_options()]
     run(
-        "mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", *options,
+        "mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES.split())}", *options,
         "--essential-hook=mkdir -p $1/etc/initramfs-tools",
         f"--essential-hook=cp -r {stage}/initramfs/. $1/etc/initramfs-tools/",
         release(), root, *sources(),
@@ -221,9 +218,9 @@ def configure(root: Path) -> None:
     # An empty one would make each start a first boot, at which systemd enables all that it finds.
     (root / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
     system = root / "etc/systemd/system"
-    for unit in DISABLED:
-        for link in system.glob(f"*.wants/{unit}"):
-            link.unlink()
+    for wants in system.glob("*.wants"):
+        for unit in DISABLED.split():
+            (wants / unit).unlink(missing_ok=True)  # a link that leads nowhere on this machine
     for unit in MASKED:
         (system / unit).unlink(missing_ok=True)
         (system / unit).symlink_to("/dev/null")

@@ -106,6 +106,10 @@ class Kind:
         """Why the object should not be removed together with those in `going`."""
         return []
 
+    def removal(self, kernel: Kernel, name: str) -> str:
+        """The command with which a person removes it."""
+        return f"ip link delete {name}"
+
     def image(self, kernel: Kernel, name: str, mark: str) -> dict[str, Any]:
         """What `put_back` needs beside the spec, as plain data: the mark that is there, and what
         hangs on the object and goes when it goes."""
@@ -237,7 +241,8 @@ class DeviceKind(Kind):
 
     def making(self, name: str, spec: Any, mark: str) -> list[list[str]]:
         """The commands that make the device, with its MTU and MAC address."""
-        return [["ip", "link", "add", name, "mtu", str(spec.mtu), "address", spec.mac, *self.words(name, spec)]]
+        address = ["address", spec.mac] if spec.mac else []
+        return [["ip", "link", "add", name, "mtu", str(spec.mtu), *address, *self.words(name, spec)]]
 
     def more_commands(self, name: str, spec: Any) -> list[list[str]]:
         """Commands that follow the device's making: forwarding entries and the like."""
@@ -397,15 +402,16 @@ def wrong_underlay(kernel: Kernel, spec: Any, wanted: Document, overhead: int) -
     own, or no room for a packet with what encapsulation adds."""
     out: list[str] = []
     device = getattr(spec, "device", None)
-    if device and device not in kernel.links:
+    lower = _lower_device(kernel, wanted, device) if device else None
+    if device and lower is None:
         out.append(f"device {device!r} is not on this host; name the underlay's NIC in underlay.device")
-    holder = kernel.device_with(spec.local)
+    holder = _holder(kernel, wanted, spec.local)
     if holder is None:
         out.append(
             f"local {spec.local!r} is not an address of this host; set hosts.{wanted.host}.underlay.local "
             f"(behind NAT it differs from the address that peers send to)"
         )
-    lower = kernel.links.get(device) if device else holder
+    lower = lower if device else holder
     need = spec.mtu + overhead
     if lower and lower.name != "lo" and lower.mtu < need:
         out.append(
@@ -437,6 +443,32 @@ def own_addresses(kernel: Kernel, link: Link) -> list[str]:
 
     floats = floating()
     return [address for address in kernel.addresses(link) if (link.name, address) not in floats]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lower:
+    """A device that carries a tunnel's packets."""
+
+    name: str
+    mtu: int
+
+
+def _lower_device(kernel: Kernel, wanted: Document, name: str) -> _Lower | None:
+    """The device as it is once the document is true: this host's, or one that the document has."""
+    if name in wanted.devices:
+        return _Lower(name, wanted.devices[name].mtu)
+    link = kernel.links.get(name)
+    return _Lower(name, link.mtu) if link else None
+
+
+def _holder(kernel: Kernel, wanted: Document, address: str) -> _Lower | None:
+    """The device that has the address once the document is true."""
+    ip = ipaddress.ip_address(address)
+    for name, spec in wanted.devices.items():
+        if any(ipaddress.ip_interface(one).ip == ip for one in spec.addresses):
+            return _Lower(name, spec.mtu)
+    link = kernel.device_with(address)
+    return _Lower(link.name, link.mtu) if link else None
 
 
 class Explained:

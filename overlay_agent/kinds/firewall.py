@@ -1,9 +1,8 @@
-"""What may reach the tunnels: the peers, and nobody else (nft(8)).
+"""What may reach the tunnels' ports: the peers, and nobody else (nft(8)).
 
 A table of our own per stack, replaced as a whole in one transaction of the kernel. It judges only
-packets that carry this stack's VNI or session: another network on the same port is its own stack's
-business. A GRE tunnel has nothing of that kind, and takes its own peer's packets only; so there is
-nobody to keep out, and a rule against others would hit other stacks' tunnels.
+packets that carry this stack's VNI, or session id of L2TP: another network on the same port is its own
+stack's business. GRE needs none: the kernel takes it only from a tunnel's remote address.
 """
 
 from __future__ import annotations
@@ -23,30 +22,26 @@ if TYPE_CHECKING:
 #: Where the VNI stands in a VXLAN packet, in bits from its UDP header on: 8 bytes of UDP, then 8
 #: bits of flags and 24 reserved (RFC 7348, section 5).
 VNI_OFFSET, VNI_BITS = 96, 24
-#: Where the session id stands in an L2TPv3 packet straight in IP, in bits from its own header on
-#: (RFC 3931, section 4.1.1).
-SESSION_OFFSET, SESSION_BITS = 0, 32
-#: IP protocols without ports, which not every host has names for.
-_NUMBERS = {"gre": 47, "l2tp": 115}
 #: Before the chains of others, which mostly stand at 0 (filter).
 PRIORITY = -10
 
+#: Where the session id stands in an L2TPv3 packet straight in IP (RFC 3931, section 4.1.1), and IP's number for it.
+SESSION_OFFSET, SESSION_BITS, L2TP = 0, 32, 115
+
 _PARTS: dict[str, fields.Type] = {
-    "protocol": fields.Choice(["udp", *_NUMBERS]),
+    "protocol": fields.Choice(["udp", "l2tp"]),
     "port": fields.Integer(1, 65535),
     "vni": fields.Integer(1, 16777215),
     "session": fields.Integer(1, 0xFFFFFFFF),
     "peers": fields.Peers(),
 }
-#: By protocol, what an entry has beside its peers, and which of it may be left out.
-_HAS = {"udp": ("port", "vni"), "gre": (), "l2tp": ("session",)}
-_MAY = ("vni",)
-_ALWAYS = ("protocol", "peers")
+#: What an entry of each protocol has to have, and may have beside it.
+_NEEDS = {"udp": ("port", "peers"), "l2tp": ("session", "peers")}
+_MAY = {"udp": ("vni",), "l2tp": ()}
 
 
 class Allowed(fields.Type):
-    """By tunnel: protocol, what tells its packets from others' (port, VNI, session; as _HAS says) and the peers whose
-    packets are let in."""
+    """By tunnel: protocol, port and VNI (left out: any), or L2TP's session id, and the peers that are let in."""
 
     def check(self, value: Any) -> str | None:
         if not isinstance(value, dict):
@@ -58,10 +53,12 @@ class Allowed(fields.Type):
         if wrong or not isinstance(one, dict):
             return [wrong or f"{one!r} is not an object"]
         out = [f"{key!r} is unknown; known are {', '.join(_PARTS)}" for key in one if key not in _PARTS]
-        protocol = one.get("protocol")
-        own = _HAS.get(protocol if isinstance(protocol, str) else "", _HAS["udp"])
-        out += [f"{key} is missing" for key in ("protocol", *own, "peers") if key not in one and key not in _MAY]
-        out += [f"{key}: {protocol} has none; leave it out" for key in _PARTS if key in one.keys() - {*own, *_ALWAYS}]
+        protocol = one.get("protocol") if isinstance(one.get("protocol"), str) else None
+        needs = _NEEDS.get(protocol or "", ("protocol", "peers"))
+        out += [f"{key} is missing" for key in _PARTS if key in needs and key not in one]
+        if protocol in _NEEDS:
+            allowed = {"protocol", *needs, *_MAY[protocol]}
+            out += [f"{key}: {protocol} has none; leave it out" for key in _PARTS if key in one and key not in allowed]
         checked = ((key, type_.check(one[key])) for key, type_ in _PARTS.items() if key in one)
         out += [f"{key}: {error}" for key, error in checked if error]
         if not out and len({":" in address for address in one["peers"].values()}) > 1:
@@ -88,9 +85,9 @@ class Allowed(fields.Type):
 def _text(one: Mapping[str, Any] | None) -> str | None:
     if one is None:
         return None
-    words = [str(one["protocol"]), *([str(one["port"])] if "port" in one else [])]
-    words += [f"{key} {one[key]}" for key in ("vni", "session") if key in one]
-    return f"{' '.join(words)} from {len(one['peers'])} peers"
+    port = f" {one['port']}" if "port" in one else ""
+    more = "".join(f" {part} {one[part]}" for part in ("vni", "session") if part in one)
+    return f"{one['protocol']}{port}{more} from {len(one['peers'])} peers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,22 +119,17 @@ class FirewallKind(TableKind):
         for name, one in sorted(spec.allow.items()):
             if _PARTS["protocol"].check(one["protocol"]):
                 continue  # what was found and is not ours; `put_back` brings it back word by word
-            match = _match(one)
+            if one["protocol"] == "l2tp":
+                match = f"meta l4proto {L2TP} @th,{SESSION_OFFSET},{SESSION_BITS} {one['session']}"
+            else:
+                match = f"{one['protocol']} dport {one['port']}"
+                match += f" @th,{VNI_OFFSET},{VNI_BITS} {one['vni']}" if "vni" in one else ""
             peers = sorted(one["peers"].values())
             if peers:
                 family = "ip6" if ":" in peers[0] else "ip"
                 lines.append(f'\t\t{match} {family} saddr {{ {", ".join(peers)} }} accept comment "{name}"')
-            if one["protocol"] != "gre":
-                lines.append(f'\t\t{match} drop comment "{name}"')
+            lines.append(f'\t\t{match} drop comment "{name}"')
         return [*lines, "\t}"]
-
-
-def _match(one: Mapping[str, Any]) -> str:
-    if one["protocol"] in _NUMBERS:
-        match = f"meta l4proto {_NUMBERS[one['protocol']]}"
-        return match + (f" @th,{SESSION_OFFSET},{SESSION_BITS} {one['session']}" if "session" in one else "")
-    vni = f" @th,{VNI_OFFSET},{VNI_BITS} {one['vni']}" if "vni" in one else ""
-    return f"{one['protocol']} dport {one['port']}{vni}"
 
 
 def _allow(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -162,7 +154,7 @@ def _allow(rows: list[dict[str, Any]]) -> dict[str, Any]:
         elif "table" not in row:
             allow[next(iter(row))] = _UNKNOWN
     for name in allow.keys() - dropped:
-        if allow[name] is not _UNKNOWN and allow[name]["protocol"] != "gre":
+        if allow[name] is not _UNKNOWN:
             allow[name] = {**allow[name], "protocol": "no drop of others,"}
     return allow
 
@@ -179,14 +171,14 @@ def _parsed(expressions: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, s
             verdict = next(iter(expression))
             continue
         match = expression.get("match", {})
-        payload = match.get("left", {}).get("payload", {}) if match.get("op") == "==" else {}
-        right = match.get("right")
+        left = match.get("left", {}) if match.get("op") == "==" else {}
+        payload, right = left.get("payload", {}), match.get("right")
         if payload.get("field") == "dport" and isinstance(right, int):
             one.update(protocol=payload["protocol"], port=right)
         elif payload == {"base": "th", "offset": VNI_OFFSET, "len": VNI_BITS} and isinstance(right, int):
             one["vni"] = right
-        elif match.get("left", {}).get("meta") == {"key": "l4proto"} and match.get("op") == "==":
-            one["protocol"] = next((name for name, number in _NUMBERS.items() if right in (name, number)), None)
+        elif left == {"meta": {"key": "l4proto"}} and right in (L2TP, "l2tp"):
+            one["protocol"] = "l2tp"
         elif payload == {"base": "th", "offset": SESSION_OFFSET, "len": SESSION_BITS} and isinstance(right, int):
             one["session"] = right
         elif payload.get("field") == "saddr":
@@ -196,10 +188,9 @@ def _parsed(expressions: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, s
             one["peers"] = {address: address for address in found}
         else:
             return None, ""
-    own = _HAS.get(one.get("protocol", ""))
-    whole = own is not None and one.keys() - {*_ALWAYS, *_MAY} == {*own} - {*_MAY} and one.keys() <= {*_ALWAYS, *own}
+    whole = "port" in one or ("session" in one and one.get("protocol") == "l2tp")
     fits = whole and verdict and bool(one["peers"]) == (verdict == "accept")
-    return (one, verdict) if fits and (one["protocol"], verdict) != ("gre", "drop") else (None, "")
+    return (one, verdict) if fits else (None, "")
 
 
 KIND = FirewallKind()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overlay_agent import fields
@@ -176,41 +176,65 @@ class GretapKind(DeviceKind):
     def wrong_here(self, kernel: Kernel, name: str, spec: Any, wanted: Document) -> list[str]:
         out = super().wrong_here(kernel, name, spec, wanted)
         out += wrong_underlay(kernel, spec, wanted, OVERHEAD[self.version] + (0 if spec.key is None else KEY_BYTES))
-        mine = (spec.local, spec.remote, spec.key)
-        taken = [
-            other
-            for other, its in wanted.devices.items()
-            if isinstance(its, self.spec) and other != name and (its.local, its.remote, its.key) == mine
+        taken = self._holders(kernel, wanted).get((spec.local, spec.remote, spec.key), [])
+        return out + [
+            f"{_identity(spec)} are those of {other} on this host, too; {_OWN_KEY}" for other in taken if other != name
         ]
-        for other, link in kernel.links.items():
-            leaving = link.alias.startswith(wanted.owner.alias(""))
-            if link.kind == self.name and other != name and not leaving:
-                its = self.from_link(link, kernel.name_of)
-                taken += [other] if (its["local"], its["remote"], its["key"]) == mine else []
-        return out + [f"{_identity(spec)} are those of {other} on this host, too; {_OWN_KEY}" for other in taken]
+
+    def _holders(self, kernel: Kernel, wanted: Document) -> dict[Any, list[str]]:
+        """Who will have which ends and key once the document is true: ours, and those of others that are here."""
+        key, ours = f"{self.name} of {wanted.owner.label}", wanted.owner.alias("")
+        if key not in kernel.listings:
+            holders: dict[Any, list[str]] = {}
+            for name, spec in wanted.devices.items():
+                if isinstance(spec, self.spec):
+                    holders.setdefault((spec.local, spec.remote, spec.key), []).append(name)
+            for name, link in kernel.links.items():
+                if link.kind == self.name and name not in wanted.devices and not link.alias.startswith(ours):
+                    its = self.from_link(link, kernel.name_of)
+                    holders.setdefault((its["local"], its["remote"], its["key"]), []).append(name)
+            kernel.listings[key] = holders
+        found: dict[Any, list[str]] = kernel.listings[key]
+        return found
 
     def create(self, kernel: Kernel, name: str, spec: Any, mark: str, image: Mapping[str, Any]) -> None:
-        self._make_room(kernel, name, spec, mark)
-        with _Taken(spec):
-            super().create(kernel, name, spec, mark, image)
+        make = super().create
+        self._with_room(kernel, name, spec, mark, lambda: make(kernel, name, spec, mark, image))
 
     def change(self, kernel: Kernel, name: str, spec: Any, found: Any, mark: str) -> None:
-        self._make_room(kernel, name, spec, mark)
-        with _Taken(spec):
-            super().change(kernel, name, spec, found, mark)
-        kernel.reread(name)
+        set_ = super().change
+        self._with_room(kernel, name, spec, mark, lambda: set_(kernel, name, spec, found, mark))
 
-    def _make_room(self, kernel: Kernel, name: str, spec: Any, mark: str) -> None:
-        """Gives another one of the stack a key for the moment, where it still has what this one is to have: two
-        peers may have exchanged their addresses."""
-        for other, link in list(kernel.links.items()):
-            if link.kind != self.name or other == name or link.alias != mark[: len(mark) - len(name)] + other:
-                continue
-            its = self.observe(kernel, link)
-            if (its.local, its.remote, its.key) == (spec.local, spec.remote, spec.key):
-                aside = dataclasses.replace(its, key=0xFFFFFFFF - link.index)
-                kernel.change_link(other, self.name, self.to_link(aside, self.always_sent, kernel.index_of), its.mtu)
-                kernel.reread(other)
+    def _with_room(self, kernel: Kernel, name: str, spec: Any, mark: str, act: Callable[[], None]) -> None:
+        """Where another one of the stack still has what this one is to have, it gets a key for the moment: two
+        peers may have exchanged their addresses, and its own turn comes."""
+        try:
+            act()
+        except KernelError as error:
+            if error.code != errno.EEXIST:
+                raise
+            for other in self._in_the_way(kernel, name, spec, mark):
+                link = kernel.links[other]
+                aside = dataclasses.replace(self.observe(kernel, link), key=0xFFFFFFFF - link.index)
+                kernel.change_link(other, self.name, self.to_link(aside, self.always_sent, kernel.index_of), link.mtu)
+            try:
+                act()
+            except KernelError as again:
+                if again.code != errno.EEXIST:
+                    raise
+                hint = f"; another tunnel on this host has {_identity(spec)}: {_OWN_KEY}"
+                raise KernelError(again.what, again.code, again.sentence, hint) from None
+
+    def _in_the_way(self, kernel: Kernel, name: str, spec: Any, mark: str) -> list[str]:
+        kernel.refresh()
+        stack, mine = mark[: len(mark) - len(name)], (spec.local, spec.remote, spec.key)
+        return [
+            other
+            for other, link in kernel.links.items()
+            if link.kind == self.name and other != name and link.alias == stack + other
+            for its in [self.from_link(link, kernel.name_of)]
+            if (its["local"], its["remote"], its["key"]) == mine
+        ]
 
 
 class Ip6GretapKind(GretapKind):
@@ -247,21 +271,6 @@ _OWN_KEY = "give one of them a key of its own (key)"
 
 def _identity(spec: Any) -> str:
     return f"local {spec.local}, remote {spec.remote} and {'no key' if spec.key is None else f'key {spec.key}'}"
-
-
-class _Taken:
-    """Says which tunnel it is that the kernel has already: it does not."""
-
-    def __init__(self, spec: Any) -> None:
-        self._spec = spec
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, type_: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, KernelError) and error.code == errno.EEXIST:
-            hint = f"; another tunnel on this host has {_identity(self._spec)}: {_OWN_KEY}"
-            raise KernelError(error.what, error.code, error.sentence, hint) from None
 
 
 def _key(key_in: int | None, key_out: int | None) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import ipaddress
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -239,27 +239,54 @@ class L2tpKind(DeviceKind):
             kernel.generic(l2tp.KIND)
         except KernelError:
             return [*out, _lacks("L2TP", "l2tp_eth", "CONFIG_L2TP, CONFIG_L2TP_V3 and CONFIG_L2TP_ETH")]
-        for other, its in sorted(wanted.devices.items()):
-            if isinstance(its, L2tp) and other > name:
-                out += [f"{what} is {other}'s, too; {ways}" for what, ways in _clashes(spec, _ids(its))]
-        ours = wanted.owner.alias("")
-        half_made = {
-            tunnel.id
-            for other in _declared(wanted.owner.label)
-            for tunnel, _ in [self._half_made(kernel, other, ours + other)]
-            if tunnel
-        }
-        for tunnel in kernel.tunnels.values():
-            leaving = [device for device in tunnel.devices if kernel.links[device].alias.startswith(ours)]
-            if tunnel.id in half_made or (leaving and len(leaving) == len(tunnel.sessions)):
-                continue
-            who = ", ".join(device for device in tunnel.devices if device not in leaving) or "no device"
-            out += [
-                f"{what} is taken on this host by tunnel {tunnel.id} ({who}), which is not ours; {ways}, or remove "
-                f"that one: ip l2tp del tunnel tunnel_id {tunnel.id} (ip l2tp show tunnel lists them)"
-                for what, ways in _clashes(spec, _ids_of(tunnel))
-            ]
-        return out + _programs(spec)
+        for what, way, key in _ids(spec.encap, spec.tunnel_id, [spec.session_id], spec.local, spec.local_port):
+            for holder in self._holders(kernel, wanted).get(key, []):
+                # The kernel finds a session by its id alone where there is no UDP socket to tell tunnels apart.
+                if key[0] == "session" and "ip" not in (spec.encap, holder.encap):
+                    continue
+                if holder.tunnel:
+                    out.append(
+                        f"{what} is taken on this host by tunnel {holder.tunnel} ({holder.name}), which is not ours; "
+                        f"give each its own ({way}), or remove that one: ip l2tp del tunnel tunnel_id {holder.tunnel} "
+                        f"(ip l2tp show tunnel lists them)"
+                    )
+                elif holder.name > name:
+                    out.append(f"{what} is {holder.name}'s, too; give each its own ({way})")
+        return out + _programs(kernel, spec)
+
+    def _holders(self, kernel: Kernel, wanted: Document) -> dict[Any, list[_Holder]]:
+        """Who will have what two tunnels of a host cannot both have, once the document is true: ours, and those
+        of others that are here."""
+        key, ours = f"l2tp of {wanted.owner.label}", wanted.owner.alias("")
+        if key not in kernel.listings:
+            holders: dict[Any, list[_Holder]] = {}
+            for name, spec in wanted.devices.items():
+                if isinstance(spec, L2tp):
+                    holder = _Holder(name, spec.encap, 0)
+                    ids = _ids(spec.encap, spec.tunnel_id, [spec.session_id], spec.local, spec.local_port)
+                    for _, _, one in ids:
+                        holders.setdefault(one, []).append(holder)
+            half_made = self._all_half_made(kernel, wanted)
+            for tunnel in kernel.tunnels.values():
+                others = [name for name in tunnel.devices if not kernel.links[name].alias.startswith(ours)]
+                if tunnel.id in half_made or (not others and len(tunnel.devices) == len(tunnel.sessions) > 0):
+                    continue
+                its = _tunnel_fields(tunnel.data)
+                holder = _Holder(", ".join(others) or "no device", its["encap"], tunnel.id)
+                sessions = [session["SESSION_ID"] for session in tunnel.sessions]
+                for _, _, one in _ids(its["encap"], tunnel.id, sessions, its["local"], its["local_port"]):
+                    holders.setdefault(one, []).append(holder)
+            kernel.listings[key] = holders
+        found: dict[Any, list[_Holder]] = kernel.listings[key]
+        return found
+
+    def _all_half_made(self, kernel: Kernel, wanted: Document) -> set[int]:
+        """The ids of the stack's tunnels that are there without their sessions' devices."""
+        if all(tunnel.devices for tunnel in kernel.tunnels.values()):
+            return set()
+        names = _declared(wanted.owner.label)
+        found = (self._half_made(kernel, name, wanted.owner.alias(name))[0] for name in names)
+        return {tunnel.id for tunnel in found if tunnel}
 
     def create(self, kernel: Kernel, name: str, spec: L2tp, mark: str, image: Mapping[str, Any]) -> None:
         family = kernel.generic(l2tp.KIND)
@@ -267,12 +294,13 @@ class L2tpKind(DeviceKind):
             what = f"{name}: create tunnel {spec.tunnel_id}"
             family.change(what, l2tp.TUNNEL_CREATE, self.tunnel_attributes(spec))
             if not spec.session_id:  # an undo of what was half made
-                l2tp.look(kernel)
                 return
             what = f"{name}: create session {spec.session_id} in tunnel {spec.tunnel_id}"
-            family.change(what, l2tp.SESSION_CREATE, self.session_attributes(name, spec, kernel.secrets))
+            session = self.session_attributes(name, spec, kernel.secrets)
+            family.change(what, l2tp.SESSION_CREATE, session)
         link = kernel.reread(name)
-        l2tp.look(kernel)
+        tunnel = l2tp.Tunnel(spec.tunnel_id, l2tp.plain(self.tunnel_attributes(spec)))
+        l2tp.note(kernel, tunnel, l2tp.plain(session), link)
         kernel.set_label(name, mark, link_local=spec.link_local)
         made: Any = {"mtu": link.mtu, "mac": link.mac} if link else {}
         self.change_rest(kernel, name, spec, L2tp(**made, link_local=spec.link_local, up=False))
@@ -282,8 +310,10 @@ class L2tpKind(DeviceKind):
             ids = _named([("CONN_ID", spec.tunnel_id), ("SESSION_ID", spec.session_id)])
             what = f"{name}: change session {spec.session_id}"
             kernel.generic(l2tp.KIND).change(what, l2tp.SESSION_MODIFY, ids + _sequencing(spec))
-            l2tp.look(kernel)
         super().change(kernel, name, spec, found, mark)
+
+    def removal(self, kernel: Kernel, name: str) -> str:
+        return f"ip l2tp del tunnel tunnel_id {kernel.links[name].data['CONN_ID']}"
 
     def delete(self, kernel: Kernel, name: str, mark: str) -> None:
         link = kernel.links.get(name)
@@ -353,39 +383,37 @@ def _declared(label: str) -> dict[str, list[L2tp]]:
     return out
 
 
-#: What two tunnels of a host cannot both have: (encap, tunnel id, session ids, local address, local port).
-_Ids = tuple[str, int, Collection[Any], str, Any]
+@dataclasses.dataclass(frozen=True)
+class _Holder:
+    """One that has an id or a port: a device of the document, or a tunnel that is here and not ours."""
+
+    name: str
+    encap: str
+    tunnel: int
 
 
-def _ids(spec: L2tp) -> _Ids:
-    return spec.encap, spec.tunnel_id, [spec.session_id], spec.local, spec.local_port
+def _ids(
+    encap: str, tunnel_id: int, sessions: Iterable[Any], local: str, port: int | None
+) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    """What two tunnels of a host cannot both have: in words, where it is said in the stack file, and as a key."""
+    yield f"tunnel id {tunnel_id}", "tunnelIds", ("tunnel", tunnel_id)
+    for session in sessions:
+        yield f"session id {session}", "sessionIds", ("session", session)
+    if encap == "udp":
+        yield f"UDP port {port} of {local}", "ports", ("port", local, port)
 
 
-def _ids_of(tunnel: l2tp.Tunnel) -> _Ids:
-    its = _tunnel_fields(tunnel.data)
-    sessions = [session["SESSION_ID"] for session in tunnel.sessions]
-    return its["encap"], tunnel.id, sessions, its["local"], its["local_port"]
-
-
-def _clashes(spec: L2tp, other: _Ids) -> Iterator[tuple[str, str]]:
-    """What the other has too, and what to do."""
-    encap, tunnel_id, sessions, local, port = other
-    if tunnel_id == spec.tunnel_id:
-        yield f"tunnel id {spec.tunnel_id}", "give each its own (tunnelIds)"
-    # The kernel finds a session by its id alone where there is no UDP socket to tell the tunnels apart.
-    if "ip" in (encap, spec.encap) and spec.session_id in sessions:
-        yield f"session id {spec.session_id}", "give each its own (sessionIds)"
-    if port is not None and (local, port) == (spec.local, spec.local_port):
-        yield f"UDP port {port} of {local}", "give each its own (ports)"
-
-
-def _programs(spec: L2tp) -> list[str]:
-    """The programs that have the tunnel's UDP port."""
+def _programs(kernel: Kernel, spec: L2tp) -> list[str]:
+    """The program that has the tunnel's UDP port."""
     if spec.local_port is None:
         return []
     from overlay_agent import sockets  # noqa: PLC0415 - only on a host that has such tunnels
 
-    taken = [one for one in sockets.listening(sockets.PROTOCOLS["udp"], spec.local_port) if one.overlaps(spec.local)]
+    if "udp sockets" not in kernel.listings:
+        kernel.listings["udp sockets"] = sockets.listening(sockets.PROTOCOLS["udp"], 1, 65535)
+    taken = [
+        one for one in kernel.listings["udp sockets"] if one.port == spec.local_port and one.overlaps(spec.local)
+    ]
     return [
         f"UDP port {spec.local_port} of {spec.local} is taken on this host by "
         f"{sockets.owner(one) or 'a program that is not seen from here'}; stop that, or set another (ports)"

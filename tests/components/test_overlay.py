@@ -13,7 +13,9 @@ from overlay_agent import document, fields
 from overlay_components import (
     Bridge,
     DhcpRouter,
+    GreTapTunnel,
     Host,
+    L2tpTunnel,
     Overlay,
     VxlanTunnel,
     bridge,
@@ -21,7 +23,9 @@ from overlay_components import (
     config,
     dhcp_router,
     foreign_bridge,
+    gretap_tunnel,
     host,
+    l2tp_tunnel,
     vxlan_tunnel,
 )
 from tests.components.world import COMMAND, KEY, MACHINE, STACK_ID, World, run
@@ -98,6 +102,39 @@ def test_a_router_stands_in_the_state_and_in_its_hosts_document():
     assert world.document("prod-a")["devices"]["br-app"]["addresses"] == {"10.10.0.1/24": {}}
     assert "services" not in world.document("prod-b")
     assert seen == [True]
+
+
+def test_tunnels_with_two_ends_stand_in_the_state_and_in_their_hosts_documents():
+    """Ends are given as hosts; a cookie is a secret input, and no document has it."""
+
+    def program():
+        with Overlay("prod"):
+            a, b, c = ends("a", "b", "c")
+            app = Bridge("app", hosts=[a, b, c])
+            GreTapTunnel("app-gre", bridge=app, ttl=255, key=5, topology="hub", hub=a)
+            ops = Bridge("ops", hosts=[a, b])
+            L2tpTunnel(
+                "ops-l2tp", bridge=ops, topology="pairs", tunnel_ids={a: 1000, b: 2000}, session_ids={a: 3000, b: 4000},
+                ports={a: 6000, b: 5000}, udp_checksum=False, cookie="0123456789abcdef",
+            )  # fmt: skip
+
+    world = run(program, World(made={"prod-secrets-key": {"stdout": "ab" * 32}}))
+    gre, l2tp = world.resources["prod-app-gre"], world.resources["prod-ops-l2tp"]
+    assert (gre.type, l2tp.type) == ("overlay:index:GreTapTunnel", "overlay:index:L2tpTunnel")
+    assert gre.inputs == {"kind": "gretap", "segment": "app", "ttl": 255, "key": 5, "topology": "hub", "hub": "a"}
+    assert l2tp.secrets == {"cookie"}
+    assert {key: l2tp.inputs[key] for key in ("tunnelIds", "sessionIds", "ports", "udpChecksum")} == {
+        "tunnelIds": {"a": 1000, "b": 2000},
+        "sessionIds": {"a": 3000, "b": 4000},
+        "ports": {"a": 6000, "b": 5000},
+        "udpChecksum": False,
+    }
+    devices = world.document("prod-a")["devices"]
+    assert sorted(devices) == ["br-app", "br-ops", "gt-app-b", "gt-app-c", "l2-ops"]
+    made = devices["l2-ops"]
+    assert (made["tunnelId"], made["peerTunnelId"], made["localPort"], made["remotePort"]) == (1000, 2000, 6000, 5000)
+    assert made["cookie"].startswith("cookie-ops-l2tp:")
+    assert set(world.document("prod-c")["devices"]) == {"br-app", "gt-app"}
 
 
 def test_commands_are_short_constant_and_chained():
@@ -520,6 +557,8 @@ def keys(model, *leave_out):
         (dhcp_router.DhcpArgs, keys(dhcp_router.DhcpOptions)),
         (dhcp_router.ReservationArgs, keys(dhcp_router.Reservation)),
         (vxlan_tunnel.VxlanArgs, keys(config.TUNNELS["vxlan"].options)),
+        (gretap_tunnel.GreTapArgs, keys(config.TUNNELS["gretap"].options)),
+        (l2tp_tunnel.L2tpArgs, keys(config.TUNNELS["l2tp"].options)),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

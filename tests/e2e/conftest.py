@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lab import Lab
+from lab import Lab, Vm, _vm
+from tests import vm_plugin
 from tests.e2e import support
 from tests.e2e.plugin_support import make_home
 from tests.e2e.support import ROOT, Stack
+from tests.e2e.vm_lab import VmLab
 
 _PROVENANCE = ROOT / ".tools/provenance.json"
 
@@ -81,12 +85,35 @@ def lab_options(request) -> dict:
     return mark.kwargs if mark else {}
 
 
+@pytest.fixture(scope="session")
+def vm():
+    """One VM for all labs that need another kernel, booted when the first asks for it."""
+    with contextlib.ExitStack() as stack:
+        made: list[Vm] = []
+
+        def get() -> Vm:
+            if not made:
+                made.append(stack.enter_context(Vm()))
+            return made[0]
+
+        yield get
+
+
 @pytest.fixture
-def lab(tmp_path, lab_options):
-    """Fresh hosts for each test: they are up in 0.2 s."""
+def lab(tmp_path, lab_options, vm, record_property):
+    """Fresh hosts for each test: they are up in 0.2 s. `lab(kinds=[...])`: hosts that have these kinds of device, in
+    the VM lab where this machine's kernel lacks one."""
     if os.geteuid() != 0:
         pytest.skip("needs root: the lab makes network namespaces")
-    with Lab("e2e", **lab_options, directory=tmp_path / "labs") as lab:
+    options = {**lab_options}
+    missing = [kind for kind in options.pop("kinds", []) if vm_plugin.lacks(kind)]
+    if missing and (reason := _vm.why_not()):
+        pytest.fail(reason, pytrace=False)
+    if missing:
+        record_property("kernel", vm().release)
+        record_property("lacking", ", ".join(missing))
+    place: dict[str, Any] = {"name": "e2e", "directory": tmp_path / "labs"}
+    with VmLab(vm(), **place, **options) if missing else Lab(**place, **options) as lab:
         yield lab
 
 

@@ -167,6 +167,7 @@ class Host:
 _VOLATILE = {
     "valid_life_time", "preferred_life_time", "updated", "used", "promiscuity", "allmulti", "operstate", "mcast_rtr",
     "expires", "stats", "stats64", "tso_max_size", "topology_change", "topology_change_detected", "fdb_n_learned",
+    "permaddr",  # of ip6gre0 and its like, made up for each namespace
 }  # fmt: skip
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+import subprocess
 
 import pytest
 from agent_support import OWNER, document, usual, vxlan
 
-ROOT = Path(__file__).resolve().parents[2]
 PEER, STRANGER = "198.18.0.12", "198.18.0.66"
 #: Sends a VXLAN packet (RFC 7348) with that VNI from that address.
 SEND = """
@@ -63,8 +62,6 @@ def pair(host, new_host):
 
 
 def arriving(host, other, *packets):
-    import subprocess
-
     receiver = host.popen("/usr/bin/python3", "-c", RECEIVE, stdout=subprocess.PIPE, text=True)
     assert receiver.stdout.readline() == "ready\n"
     for source, vni in packets:
@@ -91,74 +88,79 @@ def test_who_gets_in_over_ipv6(pair):
     assert arriving(host, other, *packets) == {("2001:db8::12", "42"), ("2001:db8::66", "43")}
 
 
-#: Sends an L2TPv3 packet straight in IP (RFC 3931) with that session id from that address, or a GRE packet.
-SEND_IP = """
-import socket, struct, sys
-source, target, protocol, session = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-family = socket.AF_INET6 if ":" in source else socket.AF_INET
-with socket.socket(family, socket.SOCK_RAW, protocol) as s:
-    s.bind((source, 0))
-    s.sendto(struct.pack("!II", session, 0) + bytes(range(60)), (target, 0))
-"""
-#: Says which source addresses and sessions arrive within a second.
-RECEIVE_IP = """
-import select, socket, struct, sys
-protocol, six = int(sys.argv[1]), sys.argv[2] == "6"
-with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_RAW, protocol) as s:
+#: Says which source addresses and session ids arrive in a second: L2TP straight in IP.
+RECEIVE_L2TP = """
+import select, socket, struct
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, 115) as s:
     print("ready", flush=True)
     while select.select([s], [], [], 1.0)[0]:
         data, source = s.recvfrom(2000)
-        print(source[0], struct.unpack("!I", data[0 if six else 20:][:4])[0], flush=True)
+        print(source[0], struct.unpack("!I", data[20:24])[0], flush=True)
+"""
+SEND_L2TP = """
+import socket, struct, sys
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, 115) as s:
+    s.bind((sys.argv[1], 0))
+    s.sendto(struct.pack("!I", int(sys.argv[2])) + bytes(40), ("198.18.0.11", 0))
 """
 
 
-def arriving_in_ip(host, other, protocol, *packets):
-    import subprocess
-
-    six = ":" in packets[0][0]
-    receiver = host.popen(
-        "/usr/bin/python3", "-c", RECEIVE_IP, str(protocol), "6" if six else "4", stdout=subprocess.PIPE, text=True
-    )
-    assert receiver.stdout.readline() == "ready\n"
-    for source, session in packets:
-        target = "2001:db8::11" if six else "198.18.0.11"
-        other.run("/usr/bin/python3", "-c", SEND_IP, source, target, str(protocol), str(session))
-    return {tuple(line.split()) for line in receiver.communicate()[0].splitlines()}
-
-
-@pytest.mark.parametrize(("peer", "stranger"), [(PEER, STRANGER), ("2001:db8::12", "2001:db8::66")])
-def test_who_gets_in_straight_in_ip(pair, peer, stranger):
-    """L2TPv3 is told apart by its session. GRE has nothing to tell by: its devices take their own peer's only."""
+def test_who_gets_in_where_there_are_no_ports(pair):
     host, other = pair
-    host.apply(document(services={"firewall": {"kind": "firewall", "allow": {
-        "l2": {"protocol": "l2tp", "session": 3000, "peers": {"b": peer}},
-        "gt": {"protocol": "gre", "peers": {"b": peer}},
-    }}}))  # fmt: skip
-    packets = [(peer, 3000), (stranger, 3000), (stranger, 3001)]
-    assert arriving_in_ip(host, other, 115, *packets) == {(peer, "3000"), (stranger, "3001")}
-    assert arriving_in_ip(host, other, 47, *packets) == {(source, str(session)) for source, session in packets}
-
-
-def test_the_life_of_what_has_no_port(host):
-    allow = {
-        "l2": {"protocol": "l2tp", "session": 3000, "peers": {"b": PEER}},
-        "gt": {"protocol": "gre", "peers": {"b": PEER}},
-    }
+    allow = {"l2-app": {"protocol": "l2tp", "session": 3000, "peers": {"b": PEER}}}
     wanted = document(services={"firewall": {"kind": "firewall", "allow": allow}})
-    host.apply(wanted)
-    assert host.apply(wanted).lines == ["a: nothing to do, 1 object as declared"]
+    assert host.apply(wanted).lines == ["firewall: created (firewall, l2-app)"]
+    assert host.agent("show").report["p/s"]["firewall"]["allow"]["l2-app"]["session"] == 3000
+    receiver = host.popen("/usr/bin/python3", "-c", RECEIVE_L2TP, stdout=subprocess.PIPE, text=True)
+    assert receiver.stdout.readline() == "ready\n"
+    for source, session in ((PEER, 3000), (STRANGER, 3000), (STRANGER, 3001)):
+        other.run("/usr/bin/python3", "-c", SEND_L2TP, source, session)
+    got = [line.split() for line in receiver.communicate()[0].splitlines()]
+    assert got == [[PEER, "3000"], [STRANGER, "3001"]]  # another session is another network's
+    allow["l2-app"]["session"] = 3001
+    assert host.apply(wanted).lines == ["firewall: l2-app session 3000 -> 3001"]
     assert host.agent("check").report == {"drift": []}
-    allow["l2"]["session"] = 3001
-    allow["gt"]["peers"] = {"c": "198.18.0.13"}
-    assert host.apply(wanted).lines == [
-        "firewall: + gt peer c 198.18.0.13",
-        f"firewall: - gt peer {PEER}",
-        "firewall: l2 session 3000 -> 3001",
-    ]
-    del allow["gt"]
-    assert host.apply(wanted).lines == ["firewall: - gt gre from 1 peers"]
-    host.run("nft", "add", "rule", "inet", table(host), "input", 'meta l4proto 47 drop comment "gt"')
-    assert host.agent("check", code=2).lines == ["firewall: has rule 4 unknown 0 from 0 peers that is not declared"]
+
+
+_DROP = "add table ip filter; add chain ip filter INPUT { type filter hook input priority 0; policy drop; }"
+DROPS = {
+    "the nftables chain ip filter INPUT": _DROP,
+    "ufw": f"{_DROP}; add chain ip filter ufw-user-input",
+    "firewalld": "add table inet firewalld; add chain inet firewalld in { type filter hook input priority 10; }",
+}
+_BEFORE = "sed -i '/^COMMIT/i -A ufw-before-input -p 115 -s 198.18.0.12 -j ACCEPT' /etc/ufw/before.rules; ufw reload"
+_RICH = (
+    'for peer in 198.18.0.12; do firewall-cmd --permanent --add-rich-rule="rule family=ipv4 source address=$peer '
+    'protocol value=gre accept"; done; firewall-cmd --reload'
+)
+
+
+@pytest.mark.parametrize(
+    ("filter_", "protocol", "command"),
+    [
+        ("the nftables chain ip filter INPUT", "gre",
+         "nft insert rule ip filter INPUT ip saddr '{ 198.18.0.12 }' meta l4proto 47 accept"),
+        ("the nftables chain ip filter INPUT", "l2tp",
+         "nft insert rule ip filter INPUT ip saddr '{ 198.18.0.12 }' meta l4proto 115 accept"),
+        ("ufw", "gre", "ufw allow proto gre from 198.18.0.12"),
+        ("ufw", "l2tp", _BEFORE),
+        ("firewalld", "gre", _RICH),
+    ],
+)  # fmt: skip
+def test_a_policy_that_drops_what_has_no_port_is_named(host, filter_, protocol, command):
+    host.run("nft", DROPS[filter_])
+    code = (
+        f"import sys; sys.path.insert(0, {str(host.archive)!r}); from overlay_agent import nft;"
+        f"from overlay_agent.kinds import Listens;"
+        f"print(*nft.warnings('a', [Listens('{protocol}', None, ('198.18.0.12',))]), sep='\\n')"
+    )
+    assert host.run("/usr/bin/python3", "-c", code).out.strip() == (
+        f"a: {filter_} drops what it does not know, and {protocol} is not in it, so no packet of the tunnel may come "
+        f"in; type: {command}"
+    )
+    if filter_.startswith("the nftables"):
+        host.run("sh", "-c", command)
+        assert host.run("/usr/bin/python3", "-c", code).out.strip() == ""
 
 
 def test_its_life(host):
@@ -293,63 +295,6 @@ def test_firewalld_is_named(host):
         'type: for peer in 198.18.0.12 198.18.0.13; do firewall-cmd --permanent --add-rich-rule="rule family=ipv4 '
         'source address=$peer port port=4789 protocol=udp accept"; done; firewall-cmd --reload'
     ) in host.apply(usual()).lines
-
-
-BEFORE = "sed -i '/^COMMIT/i -A ufw{0}-before-input -p 115 -s {1} -j ACCEPT' /etc/ufw/before{0}.rules; ufw reload"
-ASK = """
-import sys
-from overlay_agent import nft
-from overlay_agent.kinds import Listens
-peers = ("2001:db8::12",) if sys.argv[2] == "6" else ("198.18.0.12", "198.18.0.13")
-print(*nft.warnings("a", [Listens(sys.argv[1], None, peers)]), sep="\\n", end="")
-"""
-
-
-def asked(host, protocol, version="4"):
-    """What the agent says of a tunnel over a protocol without ports."""
-    return host.run("/usr/bin/python3", "-c", ASK, protocol, version, env={"PYTHONPATH": str(ROOT)}).out.splitlines()
-
-
-@pytest.mark.parametrize(("protocol", "number"), [("gre", 47), ("l2tp", 115)])
-def test_what_has_no_port_is_named_by_its_protocol(host, protocol, number):
-    host.run(
-        "nft", "add table ip filter; add chain ip filter INPUT { type filter hook input priority 0; policy drop; }"
-    )
-    [warning] = asked(host, protocol)
-    assert warning == (
-        f"a: the nftables chain ip filter INPUT drops what it does not know, and {protocol} is not in it, so no packet "
-        f"of the tunnel may come in; type: nft insert rule ip filter INPUT ip saddr '{{ 198.18.0.12, 198.18.0.13 }}' meta "
-        f"l4proto {number} accept"
-    )
-    assert asked(host, protocol, "6") == []
-    host.run("sh", "-c", warning.partition("type: ")[2])
-    assert asked(host, protocol) == []  # it stands there now
-
-
-@pytest.mark.parametrize(
-    ("protocol", "version", "command"),
-    [
-        ("gre", "4", "for peer in 198.18.0.12 198.18.0.13; do ufw allow proto gre from $peer; done"),
-        ("l2tp", "4", BEFORE.format("", "198.18.0.12,198.18.0.13")),
-        ("l2tp", "6", BEFORE.format(6, "2001:db8::12")),
-    ],
-)
-def test_ufw_is_told_of_what_has_no_port(host, protocol, version, command):
-    for family in ("ip", "ip6"):
-        host.run("nft", f"add table {family} filter; add chain {family} filter INPUT {{ type filter hook input "
-                        f"priority 0; policy drop; }}; add chain {family} filter ufw-user-input")  # fmt: skip
-    assert [line.partition("type: ")[2] for line in asked(host, protocol, version)] == [command]
-
-
-def test_firewalld_is_told_of_what_has_no_port(host):
-    host.run(
-        "nft", "add table inet firewalld; add chain inet firewalld filter_INPUT { type filter hook input priority 10; }"
-    )
-    [line] = asked(host, "gre")
-    assert line.endswith(
-        'type: for peer in 198.18.0.12 198.18.0.13; do firewall-cmd --permanent --add-rich-rule="rule family=ipv4 '
-        'source address=$peer protocol value=gre accept"; done; firewall-cmd --reload'
-    )
 
 
 def test_no_tunnel_no_warning(host):

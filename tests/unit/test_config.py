@@ -14,7 +14,16 @@ from overlay_agent.document import Owner
 from overlay_agent.kinds.gretap import Gretap, Ip6Gretap
 from overlay_agent.kinds.l2tp import L2tp
 from overlay_agent.kinds.vxlan import Vxlan
-from overlay_components import bridge, config, dhcp_router, foreign_bridge, gretap_tunnel, l2tp_tunnel, vxlan_tunnel
+from overlay_components import (
+    bridge,
+    config,
+    dhcp_router,
+    encryption,
+    foreign_bridge,
+    gretap_tunnel,
+    l2tp_tunnel,
+    vxlan_tunnel,
+)
 from overlay_components.config import from_pulumi, load_config, read_stack_file
 from overlay_components.errors import ConfigErrors
 from overlay_components.names import Placeholder
@@ -259,6 +268,7 @@ class TestOurStacks:
 
     def test_they_are_all_there(self):
         wanted = {"lab", "doc-000-unicast", "doc-000-multicast", "doc-001-mesh", "doc-002-v4", "doc-002-v6"}
+        wanted |= {"doc-004-gretap", "doc-004-l2tp", "doc-004-several"}
         wanted |= {"doc-002-docker", "doc-003", "doc-003-9001", "doc-003-attach"}
         assert wanted <= {path.name.split(".")[1] for path in STACKS}
 
@@ -285,6 +295,8 @@ class TestTheDocument:
             ("dhcp", dhcp_router.Reservation),
             ("tunnels", vxlan_tunnel.VxlanOptions),
             ("kind: vxlan", vxlan_tunnel.KIND.options),
+            ("encryption", encryption.EncryptionOptions),
+            ("encryption", encryption.HostOptions),
             ("kind: gretap", gretap_tunnel.KIND.options),
             ("kind: l2tp", l2tp_tunnel.KIND.options),
         ],
@@ -305,6 +317,8 @@ class TestTheDocument:
             config.Host,
             config.Defaults,
             dhcp_router.DhcpOptions,
+            encryption.EncryptionOptions,
+            encryption.HostOptions,
         ]
         for key, text in rows:
             defaults = {
@@ -324,8 +338,10 @@ JSON = st.recursive(
     | st.floats()
     | st.text(max_size=12)
     | st.sampled_from(
-        ["a", "b", "10.10.0.1", "10.10.0.0/24", "none", "fd00::1/64", "vxlan", "gretap", "l2tp", "hub", "pairs", "1-9"]
-        + ["a-b", "x"]
+        [
+            *("a", "b", "10.10.0.1", "10.10.0.0/24", "none", "fd00::1/64", "1-9", "a-b", "x"),
+            *("vxlan", "gretap", "l2tp", "hub", "pairs"),
+        ]
     ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,

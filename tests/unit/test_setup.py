@@ -248,6 +248,48 @@ def test_system_packages_are_installed_with_lists_renewed_only_when_needed(setup
     assert ran == [["apt-get install"], ["apt-get update"], ["apt-get install"], disabled]
 
 
+def image_maker(setup, tmp_path, monkeypatch, script: str) -> None:
+    """Has the set-up find another maker of images, in a checkout of its own, on a machine where it may make one."""
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "vm_image.py").write_text(script)
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(setup.shutil, "which", lambda name: name)
+    monkeypatch.delenv("OVERLAY_VM_DIR", raising=False)
+
+
+def test_the_vm_image_is_made_beside_all_else(setup, tmp_path, monkeypatch, capsys):
+    """It runs while the block does: it waits for the block's file."""
+    script = """
+import sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+while not (folder.parent / "meanwhile").exists():
+    time.sleep(0.01)
+print("VM lab: made in", folder.name)
+"""
+    image_maker(setup, tmp_path, monkeypatch, script)
+    with setup.vm_image():
+        (setup.TOOLS / "meanwhile").touch()
+    assert capsys.readouterr().out == "setup: VM lab: made in vm\n"
+
+
+def test_a_vm_image_that_cannot_be_made_is_said_and_no_more(setup, tmp_path, monkeypatch, capsys):
+    image_maker(setup, tmp_path, monkeypatch, "import sys\nprint('mmdebstrap ended with 25')\nsys.exit(1)\n")
+    with setup.vm_image():
+        pass
+    said = "setup: the VM lab's image could not be made; the tests that need it will fail:\n    mmdebstrap ended with 25\n"
+    assert capsys.readouterr().out == said
+
+
+def test_no_vm_image_for_those_who_may_not_make_one(setup, tmp_path, monkeypatch):
+    image_maker(setup, tmp_path, monkeypatch, "raise SystemExit('must not run')")
+    monkeypatch.setattr(setup.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(setup.subprocess, "Popen", None)
+    with setup.vm_image():
+        pass
+
+
 def test_an_answer_that_does_not_come(setup):
     event = threading.Event()
     with pytest.raises(setup.UnavailableError, match="no answer within 0 s"):

@@ -12,7 +12,7 @@ from lab import _vm
 
 @pytest.fixture(scope="session", autouse=True)
 def _possible():
-    """As everywhere: who may not install what a test needs is told so; where it should be there, its lack is an error."""
+    """Who may not install what a test needs is told so. Where it should be there, its lack is an error."""
     if reason := _vm.why_not():
         if os.geteuid() != 0 or not Path("/usr/bin/apt-get").exists():
             pytest.skip(reason)

@@ -147,11 +147,12 @@ def test_all_is_back_after_a_reboot(applied, record_property):
 
 
 def test_systemd_keeps_a_service_that_ends(applied):
-    (unit,) = applied.vm.run("systemctl list-units --plain --no-legend 'overlay-dnsmasq-*' | cut -d' ' -f1").stdout.split()
-    pid = applied.vm.run(f"systemctl show -p MainPID --value {unit}").stdout
+    units = applied.vm.run("systemctl list-units --plain --no-legend 'overlay-dnsmasq-*'").stdout.splitlines()
+    (unit,) = [line.split()[0] for line in units]
+    main = f"systemctl show -p MainPID --value {unit}"
+    pid = applied.vm.run(main).stdout.strip()
     applied.vm.run(f"kill -KILL {pid}")
-    applied.vm.run(f"until systemctl is-active -q {unit} && [ $(systemctl show -p MainPID --value {unit}) != {pid.strip()} ]; "
-                   "do sleep 0.2; done")  # fmt: skip
+    applied.vm.run(f"until systemctl is-active -q {unit} && [ $({main}) != {pid} ]; do sleep 0.2; done")
     as_declared(applied)
 
 
@@ -183,7 +184,8 @@ def test_a_power_cut_in_the_middle_of_an_apply(applied):
     process = applied.vm.popen([AGENT, "apply"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdin.write(json.dumps(wanted))
     process.stdin.close()
-    applied.vm.run("until ip link show br-20; do sleep 0.05; done >/dev/null 2>&1; test -e /var/lib/overlay/journal.json")
+    applied.vm.run("until ip link show br-20 >/dev/null 2>&1; do sleep 0.05; done")
+    applied.vm.run("test -e /var/lib/overlay/journal.json")
     applied.vm.power_cut()
     assert process.wait(60) != 0
     applied.restored()
@@ -193,7 +195,7 @@ def test_a_power_cut_in_the_middle_of_an_apply(applied):
 
 
 def test_the_connection_ends_in_the_middle_of_an_apply(applied):
-    """sshd is gone, and the operator with it: nobody got the report, so nothing was done."""
+    """The sshd is gone, and the operator with it: nobody got the report, so nothing was done."""
     before = applied.state()
     changed = STACKS["app"]()
     changed["devices"]["vx-app"]["vni"] = 44

@@ -1,0 +1,153 @@
+"""WireGuard's private keys: made on this host, and never anywhere else.
+
+Each is a file that only root reads, in the form that `wg set … private-key FILE` takes, named by its generation. The
+program asks for one by the verb `identity` and is told the public key. Documents name the public key, so an undo
+across a change of keys finds the old one, which goes only once an apply has succeeded without it.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import os
+from collections.abc import Callable, Container
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from overlay_agent.errors import KernelError
+from overlay_agent.x25519 import KEY_BYTES, clamped, x25519
+
+if TYPE_CHECKING:
+    from overlay_agent.host import Here
+    from overlay_agent.store import Store
+
+MOST_GENERATIONS = 1_000_000
+#: Of a device's own key that no file has: somebody set it by hand. Kept while an apply might be undone.
+_FOUND = "found"
+
+
+class Keys:
+    """The private keys of the stack `label` ("<project>/<stack>"), under `state` (store.STATE)."""
+
+    def __init__(self, state: str, label: str) -> None:
+        self._top = os.path.join(state, "keys")
+        self.folder = os.path.join(self._top, *label.split("/"))
+
+    def private(self, public: str) -> bytes | None:
+        """The private key of that public key; None when it is not on this host."""
+        return self._by_public().get(public)
+
+    def wanted(self, public: str) -> bytes:
+        """The same. Raises KernelError when it is not on this host."""
+        key = self.private(public)
+        if key is None:
+            raise KernelError(f"private key of {public}", errno.ENOENT, "is not on this host")
+        return key
+
+    def make(self, generation: int) -> tuple[str, bool]:
+        """The public key of that generation, and whether it had to be made."""
+        path = os.path.join(self.folder, str(generation))
+        made = not os.path.exists(path)
+        if made:
+            self._write(path, clamped(os.urandom(KEY_BYTES)))
+        return public_key(_read(path)), made
+
+    def keep_found(self, private: bytes) -> None:
+        """Keeps a key that was found on a device, for an undo."""
+        if private not in self._by_public().values():
+            self._write(os.path.join(self.folder, _FOUND), private)
+
+    def keep(self, public: Container[str]) -> None:
+        """Removes every key but those."""
+        for name in self._names():
+            path = os.path.join(self.folder, name)
+            if name.endswith(".new") or public_key(_read(path)) not in public:
+                os.unlink(path)
+        for folder in (self.folder, os.path.dirname(self.folder), self._top):
+            with suppress(OSError):
+                os.rmdir(folder)
+
+    def _names(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self.folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _by_public(self) -> dict[str, bytes]:
+        keys = [_read(os.path.join(self.folder, name)) for name in self._names() if not name.endswith(".new")]
+        return {public_key(key): key for key in keys}
+
+    def _write(self, path: str, private: bytes) -> None:
+        folder = self._top
+        for part in ("", *os.path.relpath(self.folder, self._top).split(os.sep)):
+            folder = os.path.join(folder, part)
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            os.chmod(folder, 0o700)
+        with open(f"{path}.new", "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(base64.b64encode(private) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(f"{path}.new", path)
+        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def public_key(private: bytes) -> str:
+    """The public key, as WireGuard's tools write it."""
+    return base64.b64encode(x25519(private)).decode()
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        text = file.read(100)
+    try:
+        key = base64.b64decode(text)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:  # what it holds is not said: it may be most of a key
+        hint = "is not a private key; remove the file, and raise the host's keyGeneration"
+        raise KernelError(path, errno.EINVAL, hint)
+    return key
+
+
+# -- the verb ------------------------------------------------------------------------------------
+
+
+def identity(raw: Any, store: Store, here: Here, report: Callable[[dict[str, Any]], None]) -> int:
+    """Makes the private key of the generation in the request unless it is there, and reports the public one.
+    Raises DocumentError with every error found."""
+    from overlay_agent import document, reconcile  # noqa: PLC0415 - wireguard.py imports this module
+    from overlay_agent.fields import Integer, Label  # noqa: PLC0415
+
+    errors: list[str] = []
+    if not isinstance(raw, dict) or raw.keys() - {"schema", "owner", "host", "machine", "generation"}:
+        raise document.DocumentError(["identity: standard input is not what the program sends"])
+    owner = document.read_owner(raw.get("owner"), errors)
+    checks = {"host": Label(), "generation": Integer(1, MOST_GENERATIONS)}
+    for key, type_ in checks.items():
+        wrong = type_.check(raw.get(key))
+        errors += [f"identity.{key}: {wrong}"] if wrong else []
+    if errors or owner is None:
+        raise document.DocumentError(errors)
+    name, generation = raw["host"], raw["generation"]
+    if raw.get("machine", here.machine) != here.machine:
+        wrong = (
+            f"{name}: this machine's id is {here.machine}, but {name} is {raw['machine']} in stack {owner.label}; "
+            f"if the machine was replaced, raise overlay:hosts.{name}.generation; if its address is wrong, mend that"
+        )
+        raise document.DocumentError([wrong])
+    with store.locked(f"identity for stack {owner.label}"):
+        known = [one for one in (store.read(owner.label), store.read_member(owner.label)) if one]
+        theirs = next((one["owner"]["id"] for one in known if one["owner"]["id"] != owner.id), None)
+        if theirs is not None:
+            raise document.DocumentError([reconcile.foreign_stack(name, owner.label, theirs, owner.id)])
+        public, made = store.keys(owner.label).make(generation)
+    import sys  # noqa: PLC0415 - as above
+
+    print(f"{name}: key {generation} {'made' if made else 'is there'}, public key {public}", file=sys.stderr)
+    report({"host": name, "machine": here.machine, "publicKey": public, "generation": generation})
+    return 0
