@@ -29,13 +29,14 @@ from overlay_components.config import load_config
 from overlay_components.plan import make_plan
 from overlay_components.secrets import Secrets
 
-#: By row the tunnel's keys. A cookie, and WireGuard, are what people choose for security.
+#: By row the tunnel's keys, and its segment's encryption.
 KINDS: dict[str, dict[str, Any]] = {
     "VXLAN": {"kind": "vxlan", "vni": 42},
     "GRETAP": {"kind": "gretap"},
     "L2TPv3, UDP": {"kind": "l2tp"},
     "L2TPv3, IP": {"kind": "l2tp", "encap": "ip"},
     "L2TPv3, UDP, cookie": {"kind": "l2tp", "cookie": "c00c1ec00c1ec00c"},
+    "VXLAN in WireGuard": {"kind": "vxlan", "vni": 42, "encryption": "wireguard"},
 }
 HERE, IN_VM = ["VXLAN"], [row for row in KINDS if row != "VXLAN"]
 #: What is to be left of the bare wire's goodput.
@@ -183,7 +184,7 @@ def _join(lab: Lab, keys: Mapping[str, Any], topology: str) -> tuple[int, int]:
     text = lab.run("h1", ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "2", ADDRESSES["h3"]], check=False).stdout
     if " 0 received" in text:
         raise RuntimeError(f"{keys['kind']} {topology}: h3 is not reached: {text}")
-    _send(lab, "h3", [], None)
+    _send(lab, "h3", [], None, {})
     return found["sent"], found["sent"] - found["got"]
 
 
@@ -213,10 +214,13 @@ def _plain(lab: Lab, host: str, device: str = "eth0") -> None:
 
 def _apply(lab: Lab, keys: Mapping[str, Any], topology: str, hosts: Sequence[str]) -> int:
     """Makes the segment on these hosts, one after the other; returns its MTU."""
-    return max(_send(lab, host, hosts, {**keys, "topology": topology}) for host in reversed(hosts))
+    public = {host: _public_key(lab, host) for host in hosts} if "encryption" in keys else {}
+    return max(_send(lab, host, hosts, {**keys, "topology": topology}, public) for host in reversed(hosts))
 
 
-def _send(lab: Lab, host: str, hosts: Sequence[str], tunnel: Mapping[str, Any] | None) -> int:
+def _send(
+    lab: Lab, host: str, hosts: Sequence[str], tunnel: Mapping[str, Any] | None, public: Mapping[str, str]
+) -> int:
     raw: dict[str, Any] = {"hosts": {name: {"address": lab.hosts[name].address} for name in lab.hosts}}
     if tunnel is not None:
         keys = dict(tunnel)
@@ -224,12 +228,17 @@ def _send(lab: Lab, host: str, hosts: Sequence[str], tunnel: Mapping[str, Any] |
             keys["hub"] = "h1"
             if keys.pop("vni", None):
                 keys["vniRange"] = "100-199"
-        addresses = {name: ADDRESSES[name] for name in hosts}
         raw["segments"] = {
-            "app": {"hosts": list(hosts), "subnets": ["10.10.0.0/24"], "addresses": addresses, "tunnels": {"t": keys}}
+            "app": {
+                "hosts": list(hosts),
+                "subnets": ["10.10.0.0/24"],
+                "addresses": {name: ADDRESSES[name] for name in hosts},
+                "encryption": keys.pop("encryption", "none"),
+                "tunnels": {"t": keys},
+            }
         }
     secrets = Secrets("bench")
-    plan = make_plan(load_config(raw), OWNER, secrets=secrets)
+    plan = make_plan(load_config(raw), OWNER, secrets=secrets).with_keys(public)
     if secrets.of.get(host):
         request = {"schema": 1, "owner": vars(OWNER), "host": host, "secrets": secrets.of[host]}
         lab.run(host, [AGENT, "secrets"], input=json.dumps(request))
@@ -237,6 +246,11 @@ def _send(lab: Lab, host: str, hosts: Sequence[str], tunnel: Mapping[str, Any] |
     for device in plan.documents[host]["devices"]:
         _plain(lab, host, device)
     return plan.segments["app"]["mtu"] if tunnel else 0
+
+
+def _public_key(lab: Lab, host: str) -> str:
+    request = {"schema": 1, "owner": vars(OWNER), "host": host, "generation": 1}
+    return str(json.loads(lab.run(host, [AGENT, "identity"], input=json.dumps(request)).stdout)["publicKey"])
 
 
 if __name__ == "__main__":
