@@ -58,29 +58,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.tunnels", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=KINDS, help="leave the other kinds out")
     parser.add_argument("--wire", help=f"what the wire carries; default {WIRE}, in the VM {WIRE_IN_VM}")
+    parser.add_argument("--quick", action="store_true", help="one round in place of three, and no hub")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)  # measure here, print JSON
     options = parser.parse_args(arguments)
     chosen = options.only or list(KINDS)
+    quick: bool = options.quick
     if options.inside:
-        print(json.dumps(measured(chosen, options.wire)))
+        print(json.dumps(measured(chosen, options.wire, quick=quick)))
         return 0
     rows: dict[str, Row] = {}
     here, there = [row for row in HERE if row in chosen], [row for row in IN_VM if row in chosen]
     if here:
-        rows |= _shown(measured(here, options.wire or WIRE))
+        rows |= _shown(measured(here, options.wire or WIRE, quick=quick))
     if there and _vm.why_not():
         print(f"bench: {', '.join(there)}: not measured; {_vm.why_not()}", file=sys.stderr)
     elif there:
-        rows |= _shown(_in_vm(there, options.wire or WIRE_IN_VM))
+        rows |= _shown(_in_vm(there, options.wire or WIRE_IN_VM, quick=quick))
     missed = [row for row, aim in AIMS.items() if row in rows and rows[row]["goodput"] < aim]
     lossy = [row for row, found in rows.items() if any(found["lost"].values())]
     return 1 if missed or lossy else 0
 
 
-def _in_vm(rows: Sequence[str], wire: str) -> dict[str, Any]:
+def _in_vm(rows: Sequence[str], wire: str, *, quick: bool) -> dict[str, Any]:
     with _vm.Vm() as vm:
         words = ["env", "-C", str(_vm.CHECKOUT), f"{_vm.CHECKOUT}/.venv/bin/python", "-m", "bench.tunnels"]
-        words += ["--inside", "--wire", wire, "--only", *rows]
+        words += ["--inside", "--wire", wire, *(["--quick"] if quick else []), "--only", *rows]
         return dict(json.loads(vm.run(words, timeout=3600).stdout))
 
 
@@ -106,7 +108,7 @@ def _mbit(wire: str) -> int:
     return int(number) * {"m": 1, "g": 1000}[unit]
 
 
-def measured(rows: Sequence[str], wire: str) -> dict[str, Any]:
+def measured(rows: Sequence[str], wire: str, *, quick: bool) -> dict[str, Any]:
     """The kinds' figures on the running kernel."""
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="overlay-bench-") as scratch, Lab(
@@ -118,17 +120,17 @@ def measured(rows: Sequence[str], wire: str) -> dict[str, Any]:
             shutil.copy(archive, lab.path(host, "/root/agent.pyz"))
             lab.run(host, ["/usr/bin/python3", "/root/agent.pyz", "install"], input=json.dumps(request))
             _plain(lab, host)
-        found = _measured(lab, rows)
+        found = _measured(lab, rows, 1 if quick else ROUNDS, ["mesh"] if quick else ["mesh", "hub"])
     about = {"kernel": platform.release(), "wire": wire, "load": [before, os.getloadavg()[0]]}
     return {**about, **found}
 
 
-def _measured(lab: Lab, rows: Sequence[str]) -> dict[str, Any]:
+def _measured(lab: Lab, rows: Sequence[str], rounds: int, topologies: Sequence[str]) -> dict[str, Any]:
     bare: list[float] = []
     bare_trips: list[float] = []
     out: dict[str, Row] = {row: {"all": [], "trips": [], "lost": {}, "sent": {}} for row in rows}
     underlay = lab.hosts["h2"].address
-    for number in range(ROUNDS):
+    for number in range(rounds):
         bare.append(_goodput(lab, underlay))
         bare_trips += _round_trips(lab, underlay)
         for name, row in out.items():
@@ -136,7 +138,7 @@ def _measured(lab: Lab, rows: Sequence[str]) -> dict[str, Any]:
             row["all"].append(_goodput(lab, ADDRESSES["h2"]))
             row["trips"] += _round_trips(lab, ADDRESSES["h2"])
             if number == 0:
-                for topology in ("mesh", "hub"):
+                for topology in topologies:
                     row["sent"][topology], row["lost"][topology] = _join(lab, KINDS[name], topology)
     for row in out.values():
         row["mbit"] = statistics.median(row["all"])
