@@ -29,13 +29,14 @@ from overlay_components.config import load_config
 from overlay_components.plan import make_plan
 from overlay_components.secrets import Secrets
 
-#: By row the tunnel's keys. A cookie, and WireGuard, are what people choose for security.
+#: By row the tunnel's keys, and its segment's encryption.
 KINDS: dict[str, dict[str, Any]] = {
     "VXLAN": {"kind": "vxlan", "vni": 42},
     "GRETAP": {"kind": "gretap"},
     "L2TPv3, UDP": {"kind": "l2tp"},
     "L2TPv3, IP": {"kind": "l2tp", "encap": "ip"},
     "L2TPv3, UDP, cookie": {"kind": "l2tp", "cookie": "c00c1ec00c1ec00c"},
+    "VXLAN in WireGuard": {"kind": "vxlan", "vni": 42, "encryption": "wireguard"},
 }
 HERE, IN_VM = ["VXLAN"], [row for row in KINDS if row != "VXLAN"]
 #: What is to be left of the bare wire's goodput.
@@ -57,29 +58,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.tunnels", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=KINDS, help="leave the other kinds out")
     parser.add_argument("--wire", help=f"what the wire carries; default {WIRE}, in the VM {WIRE_IN_VM}")
+    parser.add_argument("--quick", action="store_true", help="one round in place of three, and no hub")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)  # measure here, print JSON
     options = parser.parse_args(arguments)
     chosen = options.only or list(KINDS)
+    quick: bool = options.quick
     if options.inside:
-        print(json.dumps(measured(chosen, options.wire)))
+        print(json.dumps(measured(chosen, options.wire, quick=quick)))
         return 0
     rows: dict[str, Row] = {}
     here, there = [row for row in HERE if row in chosen], [row for row in IN_VM if row in chosen]
     if here:
-        rows |= _shown(measured(here, options.wire or WIRE))
+        rows |= _shown(measured(here, options.wire or WIRE, quick=quick))
     if there and _vm.why_not():
         print(f"bench: {', '.join(there)}: not measured; {_vm.why_not()}", file=sys.stderr)
     elif there:
-        rows |= _shown(_in_vm(there, options.wire or WIRE_IN_VM))
+        rows |= _shown(_in_vm(there, options.wire or WIRE_IN_VM, quick=quick))
     missed = [row for row, aim in AIMS.items() if row in rows and rows[row]["goodput"] < aim]
     lossy = [row for row, found in rows.items() if any(found["lost"].values())]
     return 1 if missed or lossy else 0
 
 
-def _in_vm(rows: Sequence[str], wire: str) -> dict[str, Any]:
+def _in_vm(rows: Sequence[str], wire: str, *, quick: bool) -> dict[str, Any]:
     with _vm.Vm() as vm:
         words = ["env", "-C", str(_vm.CHECKOUT), f"{_vm.CHECKOUT}/.venv/bin/python", "-m", "bench.tunnels"]
-        words += ["--inside", "--wire", wire, "--only", *rows]
+        words += ["--inside", "--wire", wire, *(["--quick"] if quick else []), "--only", *rows]
         return dict(json.loads(vm.run(words, timeout=3600).stdout))
 
 
@@ -105,7 +108,7 @@ def _mbit(wire: str) -> int:
     return int(number) * {"m": 1, "g": 1000}[unit]
 
 
-def measured(rows: Sequence[str], wire: str) -> dict[str, Any]:
+def measured(rows: Sequence[str], wire: str, *, quick: bool) -> dict[str, Any]:
     """The kinds' figures on the running kernel."""
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="overlay-bench-") as scratch, Lab(
@@ -117,17 +120,17 @@ def measured(rows: Sequence[str], wire: str) -> dict[str, Any]:
             shutil.copy(archive, lab.path(host, "/root/agent.pyz"))
             lab.run(host, ["/usr/bin/python3", "/root/agent.pyz", "install"], input=json.dumps(request))
             _plain(lab, host)
-        found = _measured(lab, rows)
+        found = _measured(lab, rows, 1 if quick else ROUNDS, ["mesh"] if quick else ["mesh", "hub"])
     about = {"kernel": platform.release(), "wire": wire, "load": [before, os.getloadavg()[0]]}
     return {**about, **found}
 
 
-def _measured(lab: Lab, rows: Sequence[str]) -> dict[str, Any]:
+def _measured(lab: Lab, rows: Sequence[str], rounds: int, topologies: Sequence[str]) -> dict[str, Any]:
     bare: list[float] = []
     bare_trips: list[float] = []
     out: dict[str, Row] = {row: {"all": [], "trips": [], "lost": {}, "sent": {}} for row in rows}
     underlay = lab.hosts["h2"].address
-    for number in range(ROUNDS):
+    for number in range(rounds):
         bare.append(_goodput(lab, underlay))
         bare_trips += _round_trips(lab, underlay)
         for name, row in out.items():
@@ -135,10 +138,8 @@ def _measured(lab: Lab, rows: Sequence[str]) -> dict[str, Any]:
             row["all"].append(_goodput(lab, ADDRESSES["h2"]))
             row["trips"] += _round_trips(lab, ADDRESSES["h2"])
             if number == 0:
-                for topology in ("mesh", "hub"):
+                for topology in topologies:
                     row["sent"][topology], row["lost"][topology] = _join(lab, KINDS[name], topology)
-            for host in lab.hosts:
-                _send(lab, host, ["h1", "h2"], None)
     for row in out.values():
         row["mbit"] = statistics.median(row["all"])
         row["goodput"] = row["mbit"] / statistics.median(bare)
@@ -185,6 +186,7 @@ def _join(lab: Lab, keys: Mapping[str, Any], topology: str) -> tuple[int, int]:
     text = lab.run("h1", ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "2", ADDRESSES["h3"]], check=False).stdout
     if " 0 received" in text:
         raise RuntimeError(f"{keys['kind']} {topology}: h3 is not reached: {text}")
+    _send(lab, "h3", [], None, {})
     return found["sent"], found["sent"] - found["got"]
 
 
@@ -214,10 +216,13 @@ def _plain(lab: Lab, host: str, device: str = "eth0") -> None:
 
 def _apply(lab: Lab, keys: Mapping[str, Any], topology: str, hosts: Sequence[str]) -> int:
     """Makes the segment on these hosts, one after the other; returns its MTU."""
-    return max(_send(lab, host, hosts, {**keys, "topology": topology}) for host in reversed(hosts))
+    public = {host: _public_key(lab, host) for host in hosts} if "encryption" in keys else {}
+    return max(_send(lab, host, hosts, {**keys, "topology": topology}, public) for host in reversed(hosts))
 
 
-def _send(lab: Lab, host: str, hosts: Sequence[str], tunnel: Mapping[str, Any] | None) -> int:
+def _send(
+    lab: Lab, host: str, hosts: Sequence[str], tunnel: Mapping[str, Any] | None, public: Mapping[str, str]
+) -> int:
     raw: dict[str, Any] = {"hosts": {name: {"address": lab.hosts[name].address} for name in lab.hosts}}
     if tunnel is not None:
         keys = dict(tunnel)
@@ -225,12 +230,17 @@ def _send(lab: Lab, host: str, hosts: Sequence[str], tunnel: Mapping[str, Any] |
             keys["hub"] = "h1"
             if keys.pop("vni", None):
                 keys["vniRange"] = "100-199"
-        addresses = {name: ADDRESSES[name] for name in hosts}
         raw["segments"] = {
-            "app": {"hosts": list(hosts), "subnets": ["10.10.0.0/24"], "addresses": addresses, "tunnels": {"t": keys}}
+            "app": {
+                "hosts": list(hosts),
+                "subnets": ["10.10.0.0/24"],
+                "addresses": {name: ADDRESSES[name] for name in hosts},
+                "encryption": keys.pop("encryption", "none"),
+                "tunnels": {"t": keys},
+            }
         }
     secrets = Secrets("bench")
-    plan = make_plan(load_config(raw), OWNER, secrets=secrets)
+    plan = make_plan(load_config(raw), OWNER, secrets=secrets).with_keys(public)
     if secrets.of.get(host):
         request = {"schema": 1, "owner": vars(OWNER), "host": host, "secrets": secrets.of[host]}
         lab.run(host, [AGENT, "secrets"], input=json.dumps(request))
@@ -238,6 +248,11 @@ def _send(lab: Lab, host: str, hosts: Sequence[str], tunnel: Mapping[str, Any] |
     for device in plan.documents[host]["devices"]:
         _plain(lab, host, device)
     return plan.segments["app"]["mtu"] if tunnel else 0
+
+
+def _public_key(lab: Lab, host: str) -> str:
+    request = {"schema": 1, "owner": vars(OWNER), "host": host, "generation": 1}
+    return str(json.loads(lab.run(host, [AGENT, "identity"], input=json.dumps(request)).stdout)["publicKey"])
 
 
 if __name__ == "__main__":

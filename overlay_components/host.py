@@ -141,8 +141,8 @@ class Host(Component):
             **common,
         )
         told = _outputs.known_text(install.stdout, lambda _: f"<machine id of {self.name}>")
-        request.pop("force", None)
-        self._installed = _Installed(install, common, texts, Output.all(stack_id, told), request)
+        asks = {key: value for key, value in request.items() if key != "force"}
+        self._installed = _Installed(install, common, texts, Output.all(stack_id, told), asks)
 
     def identify(self) -> Output[str]:
         """Registers the command that makes the host's key, after `install`. The public key, as known text. Nothing

@@ -5,6 +5,8 @@
 addresses that were chosen. A new case is a new file.
 """
 
+import base64
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import yaml
 from overlay_agent import document
 from overlay_agent.document import Owner
 from overlay_components.config import load_config
+from overlay_components.encryption import with_keys
 from overlay_components.errors import ConfigErrors
 from overlay_components.plan import make_plan
 from overlay_components.secrets import Secrets
@@ -25,8 +28,9 @@ ROW = ("host", "runtime", "bridge", "network", "address", "gateway", "mtu")
 def planned(stack, lock=None):
     config = load_config(stack)
     plan = make_plan(config, OWNER, lock, Secrets("key of the cases"))
+    keys = {host: base64.b64encode(hashlib.sha256(host.encode()).digest()).decode() for host in plan.documents}
     for raw in plan.documents.values():
-        document.load(document.dump(raw))  # the agent takes what the planner makes
+        document.load(document.dump(with_keys(raw, keys)))  # the agent takes what the planner makes
     out = {"devices": {host: without_macs(raw["devices"]) for host, raw in plan.documents.items()}}
     if any(plan.containers.values()):
         out["containers"] = {

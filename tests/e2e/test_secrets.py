@@ -185,7 +185,8 @@ def test_shown_by_reference_and_kept_on_the_host_alone(stack):
     nowhere(stack, FIRST, SECOND)
 
 
-@pytest.mark.kinds("l2tp")
+@pytest.mark.timeout(900)
+@pytest.mark.lab(hosts=2, kinds=["l2tp"])
 def test_the_cookie_of_l2tp(lab, tmp_path, home):
     stack = SecretStack(lab, tmp_path / "stack", "lab", home)
     stack.segments["app"]["tunnels"]["mesh"] = {"kind": "l2tp"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from agent_support import bridge, document
+from agent_support import OWNER, bridge, document
 
 from tests.vm_plugin import lacks
 
@@ -32,3 +32,17 @@ def test_a_kernel_without_the_kind(host, kind):
     )
     assert host.state() == before
     assert not host.files()
+
+
+def test_a_kernel_without_wireguard(host):
+    if not lacks("wireguard"):
+        pytest.skip("this kernel has it")
+    told = host.agent("identity", document={"owner": OWNER, "host": "a", "generation": 1}).report
+    wanted = {"kind": "wireguard", "mtu": 1420, "listenPort": 51820, "publicKey": told["publicKey"]}
+    before, files = host.state(), host.files()
+    assert host.apply(document(wg_s=wanted), code=1).lines == [
+        "a wg-s: create wireguard: Unknown device type; this kernel has no wireguard: load its module (modprobe "
+        "wireguard; on some clouds it is in the package linux-modules-extra), or boot a kernel built with "
+        "CONFIG_WIREGUARD; undone, the host is as it was"
+    ]
+    assert (host.state(), host.files()) == (before, files)

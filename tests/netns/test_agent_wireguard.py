@@ -112,11 +112,8 @@ def test_what_identity_refuses(host):
 
 def test_a_key_that_is_not_here_is_told(host):
     done = host.apply(usual(host, key=OTHER), code=1)
-    assert done.lines == [
-        f"a wg-s: the private key of publicKey {OTHER} is not on this host ({KEYS}); raise "
-        "hosts.a.wireguard.keyGeneration, which makes a new one",
-        "nothing was changed",
-    ]
+    why = f"a wg-s: the private key of publicKey {OTHER} is not on this host ({KEYS}); raise "
+    assert done.lines == [f"{why}hosts.a.wireguard.keyGeneration, which makes a new one", "nothing was changed"]
 
 
 # -- the device ----------------------------------------------------------------------------------
@@ -170,8 +167,9 @@ BY_HAND = {
     f"peer {NOBODY} preshared-key /dev/null": [f"wg-s: peer b presharedKey want {PSK}, is None"],
     f"peer {NOBODY} preshared-key /run/psk": [f"wg-s: peer b presharedKey want {PSK}, is another"],
     f"peer {NOBODY} remove": [f"wg-s: lacks peer b 198.18.0.12:51820 for {THERE}/128"],
-    f"peer {OTHER} allowed-ips 10.0.0.0/8": [f"wg-s: has peer {OTHER} without an endpoint for 10.0.0.0/8 that is not "
-                                              "declared"],
+    f"peer {OTHER} allowed-ips 10.0.0.0/8": [
+        f"wg-s: has peer {OTHER} without an endpoint for 10.0.0.0/8 that is not declared"
+    ],
 }  # fmt: skip
 
 
@@ -235,8 +233,8 @@ def test_a_new_key_and_an_undo_across_it(host):
     assert done.lines[-1].endswith("undone, the host is as it was")
     assert (shown(host, "private-key").strip(), files(host), host.state()) == (old, ["1", "2"], before)
     done = host.apply(second)
-    assert done.lines == [f"wg-s: publicKey {first['devices']['wg-s']['publicKey']} -> "
-                          f"{second['devices']['wg-s']['publicKey']}"]  # fmt: skip
+    one, two = (document["devices"]["wg-s"]["publicKey"] for document in (first, second))
+    assert done.lines == [f"wg-s: publicKey {one} -> {two}"]
     assert (shown(host, "private-key").strip(), files(host)) == (private(host, 2), ["2"])
     host.run("ip link delete wg-s")
     host.agent("restore")

@@ -14,7 +14,16 @@ from overlay_agent.document import Owner
 from overlay_agent.kinds.gretap import Gretap, Ip6Gretap
 from overlay_agent.kinds.l2tp import L2tp
 from overlay_agent.kinds.vxlan import Vxlan
-from overlay_components import bridge, config, dhcp_router, foreign_bridge, gretap_tunnel, l2tp_tunnel, vxlan_tunnel
+from overlay_components import (
+    bridge,
+    config,
+    dhcp_router,
+    encryption,
+    foreign_bridge,
+    gretap_tunnel,
+    l2tp_tunnel,
+    vxlan_tunnel,
+)
 from overlay_components.config import from_pulumi, load_config, read_stack_file
 from overlay_components.errors import ConfigErrors
 from overlay_components.names import Placeholder
@@ -286,6 +295,8 @@ class TestTheDocument:
             ("dhcp", dhcp_router.Reservation),
             ("tunnels", vxlan_tunnel.VxlanOptions),
             ("kind: vxlan", vxlan_tunnel.KIND.options),
+            ("encryption", encryption.EncryptionOptions),
+            ("encryption", encryption.HostOptions),
             ("kind: gretap", gretap_tunnel.KIND.options),
             ("kind: l2tp", l2tp_tunnel.KIND.options),
         ],
@@ -306,6 +317,8 @@ class TestTheDocument:
             config.Host,
             config.Defaults,
             dhcp_router.DhcpOptions,
+            encryption.EncryptionOptions,
+            encryption.HostOptions,
         ]
         for key, text in rows:
             defaults = {
