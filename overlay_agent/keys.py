@@ -61,8 +61,10 @@ class Keys:
         """Removes every key but those."""
         for name in self._names():
             path = os.path.join(self.folder, name)
-            if name.endswith(".new") or public_key(_read(path)) not in public:
-                os.unlink(path)
+            with suppress(KernelError):  # one that is no key goes, too
+                if public_key(_read(path)) in public and not name.endswith(".new"):
+                    continue
+            os.unlink(path)
         for folder in (self.folder, os.path.dirname(self.folder), self._top):
             with suppress(OSError):
                 os.rmdir(folder)
