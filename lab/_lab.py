@@ -792,6 +792,11 @@ class Lab:
         """
         _runtimes.start_lxd(self, host)
 
+    def lxd_read(self, host: str, name: str, command: str) -> str:
+        """What a shell command prints in an LXD container. Asked again where `lxc exec` loses it, as it does now and
+        then on a busy machine (lxc/lxc issue 4282), so the command must bear that."""
+        return _runtimes.lxd_read(self, host, name, command)
+
     def lxc(self, host: str, name: str, network: Sequence[str], *, start: str = "") -> None:
         """Make and start an LXC container with a busybox in it; then use `lxc-attach`, `lxc-stop`, `lxc-start`.
 

@@ -131,6 +131,15 @@ def start_lxd(lab: Lab, host: str) -> None:
         lab.run(host, "cd /run && lxc image import metadata.tar root.tar --alias busybox; rm metadata.* root.tar")
 
 
+def lxd_read(lab: Lab, host: str, name: str, command: str) -> str:
+    """See Lab.lxd_read."""
+    for _ in range(10):
+        out = lab.run(host, ["lxc", "exec", name, "--", "sh", "-c", f"{command} && echo complete"]).stdout
+        if out.endswith("complete\n"):
+            return out.removesuffix("complete\n")
+    raise LabError(f"{host}: lxc exec {name}: ten times without what it printed")
+
+
 # ---- LXC
 
 

@@ -49,13 +49,13 @@ def transaction(
     except Refused as error:
         _say([*error.errors, "nothing was changed"])
         return 1
-    if plan.quiet:
-        _say(plan.lines())
-    else:
-        why = _in_worker(plan, kernel, store, here, fault)
+    lines = plan.lines()
+    if not plan.quiet:
+        why, lines = _in_worker(plan, kernel, store, here, fault)
         if why:
             return _undone(store, why)
     try:
+        _tell(lines)
         out(plan.report())
     except OSError:
         why = f"{wanted.host}: nobody took the report (the SSH session is gone)"
@@ -84,8 +84,10 @@ def end_cut_short(store: Store, here: Here) -> None:
         kernel.close()
 
 
-def _in_worker(plan: Plan, kernel: Kernel, store: Store, here: Here, fault: Callable[[], None] | None) -> str:
-    """Carries the plan out in a child. Returns why that did not work, or nothing."""
+def _in_worker(
+    plan: Plan, kernel: Kernel, store: Store, here: Here, fault: Callable[[], None] | None
+) -> tuple[str, list[str]]:
+    """Carries the plan out in a child. Returns why that did not work, or nothing, and lines for people."""
     sys.stdout.flush()
     sys.stderr.flush()
     receive, send = os.pipe()
@@ -115,12 +117,9 @@ def _in_worker(plan: Plan, kernel: Kernel, store: Store, here: Here, fault: Call
             signal.signal(number, signal.SIG_IGN)
         _, status = os.waitpid(pid, 0)
     if not text:
-        return f"{plan.wanted.host}: the apply was ended by {cause or _cause(status)}"
+        return f"{plan.wanted.host}: the apply was ended by {cause or _cause(status)}", []
     result = json.loads(text)
-    if "error" in result:
-        return str(result["error"])
-    _say(result["lines"])
-    return ""
+    return result.get("error", ""), result.get("lines", [])
 
 
 def _work(
@@ -173,7 +172,14 @@ def _interrupt(number: int, frame: Any) -> None:  # noqa: ARG001 - what signal()
 
 
 def _say(lines: Sequence[str]) -> None:
-    """Lines for people; that nobody reads them any more is found out when the report is written."""
+    """Lines for people, if anybody still reads them."""
     with suppress(OSError):
-        for line in lines:
-            print(shortened(line), file=sys.stderr, flush=True)
+        _tell(lines)
+
+
+def _tell(lines: Sequence[str]) -> None:
+    """Lines for people. OSError where nobody reads them any more."""
+    left = "".join(f"{shortened(line)}\n" for line in lines).encode()
+    sys.stderr.flush()
+    while left:  # not through sys.stderr, which would try again at exit what could not be written
+        left = left[os.write(sys.stderr.fileno(), left) :]

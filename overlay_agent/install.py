@@ -120,7 +120,9 @@ def install(raw: Any, *, known: bool, report: Callable[[dict[str, Any]], None]) 
 
             print(reconcile.foreign_stack(name, owner.label, member["owner"]["id"], owner.id), file=sys.stderr)
             return 1
-        print(_put_in_place(), file=sys.stderr)
+        kept = _put_in_place()
+        if kept:
+            print(kept, file=sys.stderr)
         store.write_member(owner.label, {"owner": vars(owner), "host": name, "generation": generation})
     report({"host": name, "machine": here.machine})
     return 0
@@ -157,14 +159,14 @@ def uninstall(raw: Any, report: Callable[[dict[str, Any]], None]) -> int:
 
 
 def _put_in_place() -> str:
-    """Unpacks this archive unless it, or a newer version, is there; says what it did."""
+    """Unpacks this archive unless it is there; says it where a newer version is."""
     archive = sys.argv[0]
     with zipfile.ZipFile(archive) as bundle:
         digest = json.loads(bundle.read("digest.json"))["digest"]
         folder = os.path.join(LIBRARY, f"{__version__}-{digest}")
         current = _current()
         if current == folder and os.path.isdir(folder):
-            return f"agent {__version__} is in place"
+            return ""
         if current and os.path.isdir(current) and _version_of(current) > _version_of(folder):
             return f"agent {os.path.basename(current)} is newer than {__version__}; kept"
         os.makedirs(LIBRARY, mode=0o755, exist_ok=True)
@@ -193,7 +195,7 @@ def _put_in_place() -> str:
             _write(os.path.join(UNITS, unit), text, 0o644)
         _systemctl("daemon-reload")
         _systemctl("enable", *UNIT_TEXTS)
-    return f"agent {__version__} installed"
+    return ""
 
 
 def _take_away() -> None:

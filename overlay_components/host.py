@@ -199,14 +199,17 @@ class Host(Component):
         `version` does nothing but make the installation run again for another agent."""
         said: bool | None = self._args.get("sudo", self.overlay.raw.get("defaults", {}).get("sudo"))
         sudo = "sudo -n " if (connection.user != "root" if said is None else said) else ""
+        # Each writes to one of its two streams: the provider collects both in one buffer without a lock and, if they
+        # come at the same moment, ends with a panic, and with it all that runs (seen once; pulumi-command 1.2.1,
+        # docs/adr/0012). So no report is asked for that nobody reads.
         return {
             "install": f"{sudo}sh {file} install  # {version}",
             "update": f"{sudo}sh {file} install known  # {version}",
             # Runs long after it was written: on a host that lost the agent, or never got it.
-            "uninstall": f"test ! -x {COMMAND} || {sudo}{COMMAND} uninstall && rm -f {file}",
+            "uninstall": f"test ! -x {COMMAND} || {sudo}{COMMAND} uninstall >/dev/null && rm -f {file}",
             "identity": f"{sudo}{COMMAND} identity",
-            "secrets": f"{sudo}{COMMAND} secrets",
-            "document": f"{sudo}{COMMAND} apply",
+            "secrets": f"{sudo}{COMMAND} secrets >/dev/null",
+            "document": f"{sudo}{COMMAND} apply >/dev/null",
         }
 
     def settle(self, plan: Output[Any], commands: Mapping[str, Any]) -> None:

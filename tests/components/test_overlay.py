@@ -140,9 +140,9 @@ def test_tunnels_with_two_ends_stand_in_the_state_and_in_their_hosts_documents()
 def test_commands_are_short_constant_and_chained():
     world = run(declare_small)
     command = world.resources["prod-a-document"]
-    assert command.inputs["create"] == "/usr/local/sbin/overlay-agent apply"
+    assert command.inputs["create"] == "/usr/local/sbin/overlay-agent apply >/dev/null"
     assert world.resources["prod-a-uninstall"].inputs["delete"] == (
-        "test ! -x /usr/local/sbin/overlay-agent || /usr/local/sbin/overlay-agent uninstall "
+        "test ! -x /usr/local/sbin/overlay-agent || /usr/local/sbin/overlay-agent uninstall >/dev/null "
         "&& rm -f .overlay-agent-shop-dev.prod.pyz"
     )
     deleting = [name for name in world.of_type(COMMAND) if "delete" in world.resources[name].inputs]
@@ -223,9 +223,9 @@ def test_sudo_is_for_users_who_are_not_root():
     world = run(program)
     texts = {name: world.resources[f"{name}-document"].inputs["create"] for name in ("prod-a", "prod-b", "other-a")}
     assert texts == {
-        "prod-a": "sudo -n /usr/local/sbin/overlay-agent apply",
-        "prod-b": "/usr/local/sbin/overlay-agent apply",
-        "other-a": "sudo -n /usr/local/sbin/overlay-agent apply",
+        "prod-a": "sudo -n /usr/local/sbin/overlay-agent apply >/dev/null",
+        "prod-b": "/usr/local/sbin/overlay-agent apply >/dev/null",
+        "other-a": "sudo -n /usr/local/sbin/overlay-agent apply >/dev/null",
     }
 
 

@@ -126,7 +126,7 @@ def test_plain_user_behind_a_bastion_with_the_key_in_an_agent(stack):
         stack.as_declared()
         stack.noop()
         exported = stack.run("stack", "export", "--show-secrets").ok()
-        assert "sudo -n /usr/local/sbin/overlay-agent apply" in exported
+        assert "sudo -n /usr/local/sbin/overlay-agent apply >/dev/null" in exported
         assert "privateKey" not in exported
         assert "agentSocketPath" not in exported
         for place in (text, exported):

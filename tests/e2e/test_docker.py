@@ -325,7 +325,7 @@ def test_the_bridges_of_lxd(stack):
         launch(stack, row)
         assert lab.links(row["host"])["vx-office"]["master"] == "lxdbr0"
         lab.run(row["host"], f"lxc exec {name} -- ip addr add {row['address']} dev eth0")
-    assert " 0% packet loss" in lab.run("h1", "lxc exec a -- ping -c 1 -W 3 -s 1422 10.40.0.12").stdout
+    assert " 0% packet loss" in lab.lxd_read("h1", "a", "ping -c 1 -W 3 -s 1422 10.40.0.12")
     # h1's LXD gives addresses to both.
     lab.run("h2", "lxc exec b -- ip addr flush dev eth0 && lxc exec b -- udhcpc -n -i eth0")
     stack.healthy()
@@ -339,7 +339,7 @@ def test_the_bridges_of_lxd(stack):
     stack.up().ok()
     for host, name, address in (("h1", "a", "10.40.0.11/24"), ("h2", "b", "10.40.0.12/24")):
         lab.run(host, f"lxc exec {name} -- ip addr flush dev eth0 && lxc exec {name} -- udhcpc -n -i eth0 -O mtu")
-        said = lab.run(host, f"lxc exec {name} -- sh -c 'ip -o -4 addr show eth0; ip route'").stdout
+        said = lab.lxd_read(host, name, "ip -o -4 addr show eth0; ip route")
         assert address in said
         assert "default via 10.40.0.1 " in said
     stack.healthy()

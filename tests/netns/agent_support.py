@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 MACHINE = "0123456789abcdef0123456789abcdef"
@@ -154,6 +155,8 @@ class Host:
             "ip -j -d address", "bridge -j -d link", "bridge -j fdb", "ip -j -d route show table all",
             "ip -j -d -6 route show table all",
         ]  # fmt: skip
+        while "tentative" in self.run("ip -6 address show tentative").out:  # RFC 4862: not there yet
+            time.sleep(0.05)
         found = {command: _steady(self.json(command)) for command in commands}
         # Which table was made first says nothing, nor what its rules have counted.
         return {**found, "nft": sorted(self.run("nft -s list ruleset").out.split("\n}\n"))}

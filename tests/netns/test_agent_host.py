@@ -160,6 +160,23 @@ def test_the_session_is_gone_before_the_report(host, before):
     host.apply(usual(vni=43))
 
 
+@pytest.mark.parametrize("before", [None, usual()], ids=["from nothing", "a change"])
+def test_the_session_is_gone_before_the_lines(host, before):
+    """As Pulumi calls it: nobody asks for the report."""
+    if before:
+        host.apply(before)
+    state, files = host.state(), host.files()
+    receive, send = os.pipe()
+    os.close(receive)
+    agent = host.popen(AGENT, "apply", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=send)
+    os.close(send)
+    agent.communicate(json.dumps(usual(vni=43)).encode())
+    assert agent.returncode == 1
+    assert host.state() == state
+    assert host.files() == files
+    host.apply(usual(vni=43))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_in_the_middle(host, number):
     host.apply(usual())

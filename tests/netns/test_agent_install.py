@@ -50,8 +50,8 @@ def of_version(archive, version, folder):
 def test_install_use_uninstall_leaves_nothing(bare):
     before = left(bare)
     done = bare.install()
-    assert (done.code, done.report, done.lines) == (0, {"host": "a", "machine": MACHINE}, ["agent 0.1.0 installed"])
-    assert bare.install().lines == ["agent 0.1.0 is in place"]
+    assert (done.code, done.report, done.lines) == (0, {"host": "a", "machine": MACHINE}, [])
+    assert bare.install().out == done.out
     bare.apply(usual())
     done = uninstall(bare)
     assert (done.code, done.report) == (0, {"host": "a", "removed": True})
@@ -93,7 +93,7 @@ def test_the_second_stack_keeps_the_agent(bare):
 
 def test_it_is_never_downgraded(bare, agent_archive, tmp_path):
     newer = of_version(agent_archive, "9.0.0", tmp_path)
-    assert bare.install(archive=newer).lines == ["agent 9.0.0 installed"]
+    assert bare.install(archive=newer).lines == []
     done = bare.install(owner=OTHER)
     assert done.code == 0
     assert done.lines[0].startswith("agent 9.0.0-9")
@@ -104,7 +104,7 @@ def test_it_is_never_downgraded(bare, agent_archive, tmp_path):
 def test_it_is_updated(bare, agent_archive, tmp_path):
     bare.install(archive=of_version(agent_archive, "0.0.9", tmp_path))
     bare.apply(usual())
-    assert bare.install().lines == ["agent 0.1.0 installed"]
+    assert bare.install().code == 0
     assert bare.agent("version").out == "0.1.0\n"
     assert bare.run("ls /usr/local/lib/overlay-agent").out.count("\n") == 1
     assert "nothing to do" in bare.apply(usual()).err

@@ -81,10 +81,9 @@ def test_a_key_is_made_once_for_root_alone_and_only_its_public_half_is_told(host
     key = private(host)
     assert done.report == {"host": "a", "machine": MACHINE, "generation": 1,
                            "publicKey": host.run("wg pubkey", text=key).out.strip()}  # fmt: skip
-    assert done.lines == [f"a: key 1 made, public key {done.report['publicKey']}"]
     again = identity(host)
-    assert (again.report, again.lines) == (done.report, [f"a: key 1 is there, public key {done.report['publicKey']}"])
-    assert key not in done.out + done.err + again.out + again.err
+    assert (again.out, again.err, done.err) == (done.out, "", "")
+    assert key not in done.out
     modes = host.run("sh", "-c", f"stat -c %a {KEYS} {KEYS}/.. {KEYS}/../.. {KEYS}/1").out.split()
     assert modes == ["700", "700", "700", "600"]
     second = identity(host, 2).report

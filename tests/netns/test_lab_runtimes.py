@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -109,10 +111,15 @@ def dhcp(lab):
     return lab
 
 
-def config_of(lab: Lab, prefix: str) -> tuple[str, int, str]:
-    """Address, MTU and gateway of eth0, as `prefix` (words before a command) sees them."""
-    out = lab.run("h3", f"{prefix} busybox ip -o -4 addr show eth0; {prefix} busybox ip route show default").stdout
-    mtu = lab.run("h3", f"{prefix} cat /sys/class/net/eth0/mtu").stdout
+def reading(lab: Lab, prefix: str) -> Callable[[str], str]:
+    """What a command prints on h3 with these words before it."""
+    return lambda command: lab.run("h3", f"{prefix} {command}").stdout
+
+
+def config_of(read: Callable[[str], str]) -> tuple[str, int, str]:
+    """Address, MTU and gateway of eth0; `read` gives what a command prints in the container."""
+    out = read("busybox ip -o -4 addr show eth0") + read("busybox ip route show default")
+    mtu = read("cat /sys/class/net/eth0/mtu")
     return out.split(" inet ")[1].split()[0], int(mtu), out.partition("default via ")[2].split()[0]
 
 
@@ -128,7 +135,7 @@ def test_an_lxc_container_has_what_its_config_says(dhcp):
         "ipv4.gateway": "10.9.0.1",
     }
     dhcp.lxc("h3", "plain", [f"lxc.net.0.{key} = {value}" for key, value in network.items()])
-    assert config_of(dhcp, "lxc-attach --name plain --") == ("10.9.0.60/24", 1400, "10.9.0.1")
+    assert config_of(reading(dhcp, "lxc-attach --name plain --")) == ("10.9.0.60/24", 1400, "10.9.0.1")
     assert "02:00:00:00:00:22" in dhcp.run("h3", "lxc-attach --name plain -- ip link show eth0").stdout
     assert dhcp.run("h3", "lxc-attach --name plain -- hostname").stdout == "plain\n"
     dhcp.run("h3", "lxc-stop --name plain --timeout 20 && lxc-destroy --name plain")
@@ -141,7 +148,7 @@ def test_an_lxc_container_leases_its_address(dhcp):
     dhcp.lxc("h3", "leased", network, start="udhcpc -i eth0 -O mtu &")
     inside = "lxc-attach --name leased --"
     dhcp.run("h3", f"i=0; until {inside} ip route | grep default; do i=$((i+1)); test $i -lt 200; sleep 0.05; done")
-    assert config_of(dhcp, inside) == ("10.9.0.50/24", 1450, "10.9.0.1")
+    assert config_of(reading(dhcp, inside)) == ("10.9.0.50/24", 1450, "10.9.0.1")
     dhcp.run("h3", f"{inside} sh -c {shlex.quote(web_server('a page'))}")
     assert dhcp.run("h3", "curl -sSf http://10.9.0.50/").stdout == "a page"
     assert dhcp.run("h3", f"{inside} wget -q -O - http://fixed.lan.example/").stdout == "a page", "by its name"
@@ -152,7 +159,7 @@ def test_an_lxc_container_leases_its_address(dhcp):
 def test_a_dhcp_client_configures_a_stand_in(dhcp, client):
     dhcp.container("h3", client, "lan")
     dhcp.dhcp("h3", client, client)
-    address, mtu, gateway = config_of(dhcp, f"ip netns exec {client}")
+    address, mtu, gateway = config_of(reading(dhcp, f"ip netns exec {client}"))
     assert address.startswith("10.9.0.1")
     assert (mtu, gateway) == (1450, "10.9.0.1")
     resolver = dhcp.exec_container("h3", client, "cat /etc/resolv.conf").stdout
@@ -207,14 +214,15 @@ def test_an_lxd_container_leases_its_address(dhcp):
     dhcp.run("h3", "lxc init busybox leased")
     dhcp.run("h3", f"lxc config device add leased eth0 nic nictype=bridged parent=lan hwaddr={MAC}")
     dhcp.run("h3", "lxc start leased && lxc exec leased -- udhcpc -n -i eth0 -O mtu")
-    assert config_of(dhcp, "lxc exec leased --") == ("10.9.0.50/24", 1450, "10.9.0.1")
-    first, *_ = dhcp.run("h3", "lxc exec leased -- cat /proc/self/uid_map").stdout.split()[1:]
+    inside = partial(dhcp.lxd_read, "h3", "leased")
+    assert config_of(inside) == ("10.9.0.50/24", 1450, "10.9.0.1")
+    first, *_ = inside("cat /proc/self/uid_map").split()[1:]
     assert int(first) > 0, "without privileges, as LXD has it by default"
     dhcp.reboot("h3")
     dhcp.run("h3", "ip link add lan type bridge && ip link set lan up")
     dhcp.start_lxd("h3")
     dhcp.run("h3", "lxc exec leased -- true || lxc start leased")  # LXD starts again what ran
-    assert MAC in dhcp.run("h3", "lxc exec leased -- ip link show eth0").stdout
+    assert MAC in inside("ip link show eth0")
 
 
 def test_the_lab_takes_all_of_it_along(tmp_path):

@@ -6,6 +6,7 @@ Not here: Incus (no Debian 12 package), Compose (what it prints needs version 2.
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import pytest
 
@@ -58,16 +59,12 @@ def lines(plan, form):
     return [line for line in snippets.chosen(plan.containers, plan.segments, "web", form) if line[0] != "#"]
 
 
-def facts(lab, host, prefix):
-    """What a container has for eth0; `prefix` are the words that lead into it."""
-
-    def out(words):
-        return lab.run(host, f"{prefix} {words}").stdout.split()
-
-    address, route = out("ip -o -4 addr show eth0"), out("ip route show default")
+def facts(read):
+    """What a container has for eth0; `read` gives what a command prints in it."""
+    address, route = read("ip -o -4 addr show eth0").split(), read("ip route show default").split()
     return {
-        "mac": out("cat /sys/class/net/eth0/address")[0],
-        "mtu": int(out("cat /sys/class/net/eth0/mtu")[0]),
+        "mac": read("cat /sys/class/net/eth0/address").strip(),
+        "mtu": int(read("cat /sys/class/net/eth0/mtu")),
         "address": address[address.index("inet") + 1],
         "gateway": route[route.index("via") + 1],
     }
@@ -83,7 +80,7 @@ def test_docker(docker, plan):
     before = docker.run("h1", "ip -o -4 addr show br-app").stdout
     docker.run("h1", create)
     docker.run("h1", run.replace("IMAGE", "busybox"))
-    assert facts(docker, "h1", "docker exec web") == expected(row)
+    assert facts(lambda command: docker.run("h1", f"docker exec web {command}").stdout) == expected(row)
     assert docker.ping("h1", "10.10.0.11")
     docker.run("h1", "docker rm --force web && docker network rm br-app")
     # Docker did not make the bridge, and leaves it
@@ -93,8 +90,9 @@ def test_docker(docker, plan):
 
 
 def test_lxc(lab, plan):
+    row = plan.containers["app"]["web"]
     lab.lxc("h2", "web", lines(plan, "lxc"))
-    assert facts(lab, "h2", "lxc-attach --name web --") == expected(plan.containers["app"]["web"])
+    assert facts(lambda command: lab.run("h2", f"lxc-attach --name web -- {command}").stdout) == expected(row)
     assert lab.ping("h2", "10.10.0.11")
     lab.run("h2", "lxc-stop --name web")
 
@@ -113,5 +111,5 @@ def test_lxd(lab, plan):
         address = f"10.10.0.{number}/24"
         lab.run("h2", f"lxc start {name} && lxc exec {name} -- ip addr add {address} dev eth0")
         lab.run("h2", f"lxc exec {name} -- ip route add default via 10.10.0.1")
-        assert facts(lab, "h2", f"lxc exec {name} --") == {**expected(row), "mac": mac, "address": address}
+        assert facts(partial(lab.lxd_read, "h2", name)) == {**expected(row), "mac": mac, "address": address}
         assert lab.ping("h2", f"10.10.0.{number}")
