@@ -124,7 +124,7 @@ def test_it_is_made_and_speaks_with_an_end_that_was_typed_by_hand(host):
     in_other(host, f"wg set wg0 peer {mine} endpoint 198.18.0.11:51820 allowed-ips {HERE}/128")
     wanted = usual(host, peers={"b": peer(there, "198.18.0.12", THERE)})
     done = host.apply(wanted)
-    assert done.lines == [f"wg-s: created (wireguard, {HERE}/64, listenPort 51820, publicKey {mine}, 1 peer)"]
+    assert done.lines == [f"wg-s: created (wireguard, mtu 1420, {HERE}/64, listenPort 51820, publicKey {mine}, 1 peer)"]
     assert shown(host, "private-key").strip() == private(host)
     assert shown(host, "listen-port").strip() == "51820"
     assert shown(host, "allowed-ips").split() == [there, f"{THERE}/128"]
