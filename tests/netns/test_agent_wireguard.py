@@ -163,7 +163,7 @@ BY_HAND = {
     f"peer {NOBODY} allowed-ips fd00:5::b/128,fd00:6::/64": [
         "wg-s: peer b allowedIps want fd00:5::b/128, is fd00:5::b/128, fd00:6::/64"
     ],
-    f"peer {NOBODY} preshared-key /dev/null": [f"wg-s: peer b presharedKey want {PSK}, is None"],
+    f"peer {NOBODY} preshared-key /dev/null": [f"wg-s: lacks peer b presharedKey {PSK}"],
     f"peer {NOBODY} preshared-key /run/psk": [f"wg-s: peer b presharedKey want {PSK}, is another"],
     f"peer {NOBODY} remove": [f"wg-s: lacks peer b 198.18.0.12:51820 for {THERE}/128"],
     f"peer {OTHER} allowed-ips 10.0.0.0/8": [
