@@ -44,13 +44,12 @@ class Keys:
             raise KernelError(f"private key of {public}", errno.ENOENT, "is not on this host")
         return key
 
-    def make(self, generation: int) -> tuple[str, bool]:
-        """The public key of that generation, and whether it had to be made."""
+    def make(self, generation: int) -> str:
+        """The public key of that generation, which is made unless it is there."""
         path = os.path.join(self.folder, str(generation))
-        made = not os.path.exists(path)
-        if made:
+        if not os.path.exists(path):
             self._write(path, clamped(os.urandom(KEY_BYTES)))
-        return public_key(_read(path)), made
+        return public_key(_read(path))
 
     def keep_found(self, private: bytes) -> None:
         """Keeps a key that was found on a device, for an undo."""
@@ -61,8 +60,10 @@ class Keys:
         """Removes every key but those."""
         for name in self._names():
             path = os.path.join(self.folder, name)
-            if name.endswith(".new") or public_key(_read(path)) not in public:
-                os.unlink(path)
+            with suppress(KernelError):  # one that is no key goes, too
+                if public_key(_read(path)) in public and not name.endswith(".new"):
+                    continue
+            os.unlink(path)
         for folder in (self.folder, os.path.dirname(self.folder), self._top):
             with suppress(OSError):
                 os.rmdir(folder)
@@ -145,9 +146,7 @@ def identity(raw: Any, store: Store, here: Here, report: Callable[[dict[str, Any
         theirs = next((one["owner"]["id"] for one in known if one["owner"]["id"] != owner.id), None)
         if theirs is not None:
             raise document.DocumentError([reconcile.foreign_stack(name, owner.label, theirs, owner.id)])
-        public, made = store.keys(owner.label).make(generation)
-    import sys  # noqa: PLC0415 - as above
-
-    print(f"{name}: key {generation} {'made' if made else 'is there'}, public key {public}", file=sys.stderr)
+        public = store.keys(owner.label).make(generation)
+    # No words for people beside the report: see docs/adr/0012.
     report({"host": name, "machine": here.machine, "publicKey": public, "generation": generation})
     return 0

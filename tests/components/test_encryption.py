@@ -50,7 +50,8 @@ def wireguard(world, host):
 
 def test_keys_come_before_the_documents_that_name_them():
     world = run(lambda: three(wireguard={"key_generation": 3}), Keys())
-    assert sorted(name for name in world.resources if name.endswith("-identity")) == ["prod-a-identity", "prod-b-identity"]
+    keys = ["prod-a-identity", "prod-b-identity"]
+    assert sorted(name for name in world.resources if name.endswith("-identity")) == keys
     asked = json.loads(world.resources["prod-b-identity"].inputs["stdin"])
     assert (asked["host"], asked["generation"], asked["owner"]["id"]) == ("b", 3, "feedfeedfeedfeed")
     assert world.resources["prod-b-identity"].inputs["create"] == "/usr/local/sbin/overlay-agent identity"
