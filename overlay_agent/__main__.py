@@ -21,6 +21,8 @@ USAGE = """usage: overlay-agent VERB
   explain [STACK]    the commands that do the same by hand; a document on standard input, or STACK
   restore [WHICH]    make every stack's document true again (at boot); WHICH: docker, those with networks
                      of Docker's, which has to run; own, those without
+  watch PID          wait for the end of the apply that is that process, and undo it if it is not proven;
+                     the agent starts it itself, before a change that could cut the host off
   probe              what this host offers, as JSON
   install            put this agent in place (run from the .pyz file)
   uninstall          remove the stack given on standard input, and the agent with the last one
@@ -123,7 +125,7 @@ def _check(label: str | None = None) -> int:
                 from overlay_agent import docker_api  # noqa: PLC0415 - costs 15 ms where there is no Docker
 
                 drifted += [f"{wanted.host}: {why}" for why in [docker_api.missing()] if why]
-            changes = reconcile.changes_for(bridges.resolved(wanted), kernel_, store_.read(name))
+            changes = reconcile.changes_for(bridges.resolved(wanted, kernel_), kernel_, store_.read(name))
             drifted += [line for change in changes for line in change.drift()]
     for line in drifted:
         print(shortened(line), file=sys.stderr)
@@ -187,6 +189,13 @@ def _restore(which: str = "all") -> int:
     return code
 
 
+def _watch(guard_: str) -> int:
+    from overlay_agent import arming, host, store  # noqa: PLC0415
+
+    arming.watch(store.Store(), host.here(), int(guard_))
+    return 0
+
+
 def _probe() -> int:
     from overlay_agent import host  # noqa: PLC0415
 
@@ -239,6 +248,7 @@ VERBS: dict[str, tuple[Callable[..., int], int]] = {
     "show": (_guarded(_show), 1),
     "explain": (_guarded(_explain), 1),
     "restore": (_guarded(_restore), 1),
+    "watch": (_guarded(_watch), 1),
     "probe": (_guarded(_probe), 0),
     "install": (_guarded(_install), 1),
     "uninstall": (_guarded(_uninstall), 0),

@@ -8,10 +8,13 @@ the new. Everything that compares or acts sees the real name, as `resolved` give
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from overlay_agent.document import Document
 from overlay_agent.fields import DOCKER, holds_bridge
+
+if TYPE_CHECKING:
+    from overlay_agent.kernel import Kernel
 
 
 def networks(document: Document) -> dict[str, Any]:
@@ -19,10 +22,14 @@ def networks(document: Document) -> dict[str, Any]:
     return {name: spec for name, spec in document.services.items() if spec.KIND == "docker-network"}
 
 
-def resolved(document: Document) -> Document:
-    """The document with each bridge by its real name. Where Docker has no such network or does not
-    run, the name stays as it is: the network's own kind says so. Docker is asked only where the
-    document does not know itself."""
+def resolved(document: Document, kernel: Kernel | None = None) -> Document:
+    """The document with each bridge by its real name, and, as `kernel` shows them, with what uplinks take from
+    their NICs. Where Docker has no such network or does not run, the name stays as it is: the network's own kind
+    says so. Docker is asked only where the document does not know itself."""
+    if kernel and any(spec.KIND == "uplink" for spec in document.services.values()):
+        from overlay_agent import uplinks  # noqa: PLC0415 - of few documents
+
+        document = uplinks.resolved(document, kernel)
     names = {name: spec.bridge for name, spec in networks(document).items()}
     if not names:
         return document

@@ -32,6 +32,8 @@ _IFNAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 
 #: Before the name of a Docker network, where a bridge is named by it.
 DOCKER = "docker:"
+#: Before the name of a NIC, where a bridge has that one's MAC address.
+OF = "of "
 
 
 class Type:
@@ -114,6 +116,15 @@ class Mac(Type):
         if first & 1 or value == "00:00:00:00:00:00":
             return f"{value!r} is not a unicast MAC address"
         return None
+
+
+class MacOf(Mac):
+    """A MAC address, or `of NIC`: the one that the host's NIC has (see bridges.py)."""
+
+    def check(self, value: Any) -> str | None:
+        if isinstance(value, str) and value.startswith(OF):
+            return InterfaceName().check(value[len(OF) :])
+        return super().check(value)
 
 
 class InterfaceName(Type):

@@ -9,6 +9,10 @@ came of it through a pipe. Only the guard speaks to the outside. So:
 - the guard is killed: the worker finds the pipe broken and undoes;
 - both are killed, or the power fails: the journal stays, and whichever agent comes next (an
   apply, or `restore` at boot) ends the matter first.
+
+A change of a NIC can do all that was asked and leave the host unreachable. Such a one is armed first: a process
+of its own undoes it when guard and worker are gone (arming.py), and the guard itself undoes it unless those who
+answered before answer again (evidence.py).
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from overlay_agent import faults, reconcile
 from overlay_agent.document import Document
@@ -28,6 +32,9 @@ from overlay_agent.host import Here
 from overlay_agent.kernel import Kernel
 from overlay_agent.reconcile import Failed, Plan, Refused
 from overlay_agent.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from overlay_agent.evidence import Witnesses
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -51,9 +58,19 @@ def transaction(
         return 1
     lines = plan.lines()
     if not plan.quiet:
+        try:
+            witnesses = _armed(plan)
+        except KernelError as error:
+            _say([f"{wanted.host}: {error}"])
+            return 1
+        store.arm(witnesses is not None)
         why, lines = _in_worker(plan, kernel, store, here, fault)
+        why = why or (witnesses.lost() if witnesses else "")
         if why:
             return _undone(store, why)
+        if witnesses:
+            store.disarm()
+            lines.append(f"{wanted.host}: {witnesses} answered after the change")
     try:
         _tell(lines)
         out(plan.report())
@@ -65,18 +82,37 @@ def transaction(
     return 0
 
 
-def end_cut_short(store: Store, here: Here) -> None:
+def _armed(plan: Plan) -> Witnesses | None:
+    """Who has to answer after the change; None where it is no risk, or nobody could tell."""
+    uplinks = (spec for spec in plan.wanted.services.values() if spec.KIND == "uplink")
+    if not any(uplinks) and all(getattr(change.found, "KIND", "") != "uplink" for change in plan.changes):
+        return None
+    from overlay_agent import arming  # noqa: PLC0415 - few hosts have uplinks
+
+    if not arming.is_risky(plan):
+        return None
+    from overlay_agent.evidence import Witnesses  # noqa: PLC0415 - costs 5 ms
+
+    witnesses = Witnesses(plan.wanted.host)
+    if not witnesses:
+        return None
+    arming.arm()
+    return witnesses
+
+
+def end_cut_short(store: Store, here: Here, say: Callable[[Sequence[str]], None] | None = None) -> None:
     """Ends what an earlier agent left halfway, if one did. For whom holds the store's lock."""
+    say = say or _say
     if store.read_journal() is None:
         return
     kernel = Kernel()
     try:
-        _say(reconcile.recover(kernel, store, here.boot))
+        say(reconcile.recover(kernel, store, here.boot))
     except (Failed, KernelError) as error:
         # What is declared now has the last word; holding on to what cannot be brought back would
         # block the host for ever.
         store.write_journal(None)
-        _say([f"an apply that was cut short could not be undone: {error}; going on with what is declared"])
+        say([f"an apply that was cut short could not be undone: {error}; going on with what is declared"])
     finally:
         kernel.close()
 

@@ -54,17 +54,24 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_GETRULE, FRA_IIFNAME, FRA_OIFNAME = 34, 3, 17
 AF_BRIDGE = 7
 IFF_UP = 1
 NLA_F_NESTED = 0x8000
+ARPHRD_ETHER = 1
 NTF_SELF, NUD_PERMANENT, NUD_NOARP = 2, 0x80, 0x40
-RTPROT_KERNEL, RTM_F_CLONED, RTNH_F_ONLINK = 2, 0x200, 4
+NUD_REACHABLE, NUD_PROBE = 0x02, 0x10
+RTPROT_KERNEL, RTPROT_RA, RTM_F_CLONED, RTNH_F_ONLINK = 2, 9, 0x200, 4
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY = 1, 4, 5, 6
-RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_PREF = 9, 12, 15, 20
-RT_TABLE_MAIN, RTN_UNICAST = 254, 1
+RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_PREF, RTA_EXPIRES = 9, 12, 15, 20, 23
+RT_TABLE_MAIN, RT_TABLE_LOCAL, RTN_UNICAST = 254, 255, 1
 RTEXT_FILTER_SKIP_STATS = 8
 ADDR_GEN_EUI64, ADDR_GEN_NONE = 0, 1
-IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
+IFA_ADDRESS, IFA_LOCAL, IFA_LABEL, IFA_CACHEINFO, IFA_FLAGS = 1, 2, 3, 6, 8
+IFA_F_TEMPORARY, IFA_F_NODAD, IFA_F_PERMANENT = 0x01, 0x02, 0x80
+#: Of an address's flags those that whoever adds it says: home address, temporary ones beside it, no route of its
+#: own, multicast joined with it.
+IFA_F_SAID = 0x10 | 0x100 | 0x200 | 0x400
 SCOPE_LINK = 253
 #: INFINITY_LIFE_TIME (net/addrconf.h).
 FOREVER = 0xFFFFFFFF
@@ -106,6 +113,20 @@ class Link:
     link_local: bool
     data: dict[str, Any]
     port: dict[str, Any]
+    #: ARPHRD_* (linux/if_arp.h).
+    type: int = ARPHRD_ETHER
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """One address that a device holds, without link-local ones of IPv6. `text`: its whole message, as
+    hexadecimal text. `seconds`: how long it is valid; None: for ever. `temporary`: the kernel made it for
+    privacy (RFC 8981), and makes another."""
+
+    address: str
+    text: str
+    seconds: int | None
+    temporary: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,14 +228,76 @@ class Kernel:
     def routes(self, index: int) -> list[str]:
         """Routes through the device that somebody made (not the kernel for an address of its own),
         each as the hexadecimal text of its netlink message: whatever a route can have is kept."""
+        found = self._routes(index)
+        return [route.text(route.flags & RTNH_F_ONLINK) for route in found if route.protocol != RTPROT_KERNEL]
+
+    def routes_to_move(self, index: int) -> list[str]:
+        """Routes through the device that do not come and go with its addresses by the kernel's own doing, as `routes`
+        gives them; also those that the kernel would have made, since programs make such too."""
+        return [
+            route.leased() if route.protocol == RTPROT_RA else route.text(route.flags & RTNH_F_ONLINK)
+            for route in self._routes(index)
+            if route.table != RT_TABLE_LOCAL and route.data[7] == RTN_UNICAST and not route.is_link_local
+        ]
+
+    def _routes(self, index: int) -> list[_Route]:
         # With strict checking the kernel itself leaves out other devices' routes; older ones send all.
         request = struct.pack("=BBBBBBBBI", 0, 0, 0, 0, 0, 0, 0, 0, 0) + struct.pack("=HHI", 8, RTA_OIF, index)
         found = [_Route(body[16:]) for body in self._dump_raw(RTM_GETROUTE, request)]
-        return [
-            route.text(route.flags & RTNH_F_ONLINK)
-            for route in found
-            if route.protocol != RTPROT_KERNEL and not route.flags & RTM_F_CLONED and index in route.devices()
-        ]
+        return [route for route in found if not route.flags & RTM_F_CLONED and index in route.devices()]
+
+    def rules_naming(self, device: str) -> list[str]:
+        """The policy routing rules (ip-rule(8)) that name the device."""
+        found = []
+        for body in self._dump_raw(RTM_GETRULE, struct.pack("=BBBBBBBBI", 0, 0, 0, 0, 0, 0, 0, 0, 0)):
+            rule = _Route(body[16:])
+            for type_, start, end in rule.attributes():
+                word = {FRA_IIFNAME: "iif", FRA_OIFNAME: "oif"}.get(type_)
+                if word and rule.data[start:end].rstrip(b"\0").decode() == device:
+                    found.append(f"{word} {device}")
+        return found
+
+    def held(self, name: str) -> list[Held]:
+        """The device's addresses, from a fresh look, in the kernel's order."""
+        index = self.index_of[name]
+        request = struct.pack("=BBBBI", 0, 0, 0, 0, index)
+        found = [_Held(body[16:]) for body in self._dump_raw(RTM_GETADDR, request)]
+        return [one.seen() for one in found if one.index == index and not one.is_link_local]
+
+    def hold(self, name: str, text: str, *, label: bool) -> None:
+        """Gives the device an address that `held` read. `label`: with the label that it had there."""
+        one = _Held(bytes.fromhex(text))
+        data, flags = one.request(self.index_of[name], label=label), NLM_F_CREATE | NLM_F_REPLACE
+        self._change(f"{name}: add address {one.seen().address}", RTM_NEWADDR, [data], flags)
+
+    def let_go(self, name: str, text: str) -> None:
+        """Takes an address that `held` read from the device; one that is gone already is no error."""
+        one = _Held(bytes.fromhex(text))
+        try:
+            data = one.request(self.index_of[name], label=False)
+            self._change(f"{name}: remove address {one.seen().address}", RTM_DELADDR, [data])
+        except KernelError as error:
+            if error.code != errno.EADDRNOTAVAIL:
+                raise
+
+    def ask_neighbour(self, name: str, address: str, *, doubt: bool) -> bool:
+        """Whether the neighbour has answered of late (NUD_REACHABLE); one that is known and has not is asked.
+        `doubt`: it is asked in any case, and what it answered so far is nothing."""
+        wanted = ipaddress.ip_address(address)
+        request = ndmsg()
+        request["family"] = socket.AF_INET if wanted.version == 4 else socket.AF_INET6
+        for row in self._dump(RTM_GETNEIGH, request):
+            if row["ifindex"] != self.index_of.get(name) or ipaddress.ip_address(row.get_attr("NDA_DST")) != wanted:
+                continue
+            if row["state"] & NUD_REACHABLE and not doubt:
+                return True
+            mac, busy = row.get_attr("NDA_LLADDR"), NUD_PERMANENT | NUD_NOARP | NUD_PROBE
+            if mac and not row["state"] & busy:
+                request["ifindex"], request["state"] = row["ifindex"], NUD_PROBE
+                request["attrs"] = [("NDA_DST", address), ("NDA_LLADDR", mac)]
+                with suppress(KernelError):  # it may be gone meanwhile
+                    self._exchange(f"{name}: ask {address}", RTM_NEWNEIGH, [request], NLM_F_ACK | NLM_F_REPLACE)
+        return False
 
     def main_routes(self) -> list[Route]:
         """The main table, IPv4 and IPv6."""
@@ -346,7 +429,7 @@ class Kernel:
     def add_routes(self, routes: Iterable[str], was: int, index: int) -> list[str]:
         """Puts routes back that `routes` read and that are not there any more, onto the device that
         now has `index`. Returns the refusals: a gateway that the kernel cannot reach any longer."""
-        there = self.routes(index)
+        there = [route.text(route.flags & RTNH_F_ONLINK) for route in self._routes(index)]
         refused: list[str] = []
         for text in routes:
             if text in self._deleted_routes:  # meanwhile it was taken away on purpose
@@ -515,6 +598,25 @@ class _Route:
         return {type_: self.data[start:end] for type_, start, end in self.attributes()}
 
     @property
+    def is_link_local(self) -> bool:
+        """Whether the kernel makes it anew on every device with such an address (fe80::/64)."""
+        return self.family == socket.AF_INET6 and self._values().get(RTA_DST, b"").startswith(b"\xfe\x80")
+
+    def leased(self) -> str:
+        """The text of a route that a router advertised, for another device: for as long as it was advertised, and
+        one behind in order, so that the router's next advertisement takes its place."""
+        values, parts = self._values(), b""
+        expires = struct.unpack_from("=i", values.get(RTA_CACHEINFO, bytes(32)), 8)[0] // 100  # in USER_HZ
+        for type_, value in values.items():
+            if type_ == RTA_PRIORITY:
+                value = struct.pack("=I", struct.unpack("=I", value)[0] + 1)  # noqa: PLW2901
+            if type_ not in (RTA_CACHEINFO, RTA_PREF):
+                parts += struct.pack("=HH", 4 + len(value), type_) + value + bytes(-len(value) % 4)
+        if expires > 0:
+            parts += struct.pack("=HHI", 8, RTA_EXPIRES, expires)
+        return (self.data[:8] + bytes(4) + parts).hex()
+
+    @property
     def subnet(self) -> str:
         none = bytes(4 if self.family == socket.AF_INET else 16)
         return f"{ipaddress.ip_address(self._values().get(RTA_DST, none))}/{self.length}"
@@ -549,6 +651,54 @@ class _Route:
 
     def __str__(self) -> str:
         return f"route {self.subnet}" if self.length else "route default"
+
+
+def reindexed(route: str, was: int, index: int) -> str:
+    """A route that `routes_to_move` read, through the device that now has another index."""
+    return _Route(bytes.fromhex(route)).moved(was, index).data.hex()
+
+
+class _Held:
+    """One address as its netlink message has it: struct ifaddrmsg (linux/if_addr.h) and attributes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.family, self.length, self.flags, self.scope, self.index = struct.unpack_from("=BBBBI", data)
+        self.values: dict[int, bytes] = {}
+        offset = 8
+        while offset + 4 <= len(data):
+            length, type_ = struct.unpack_from("=HH", data, offset)
+            self.values[type_] = data[offset + 4 : offset + length]
+            offset += (max(length, 4) + 3) & ~3
+        if IFA_FLAGS in self.values:
+            (self.flags,) = struct.unpack("=I", self.values[IFA_FLAGS])
+
+    @property
+    def is_link_local(self) -> bool:
+        return bool(self.family == socket.AF_INET6 and self.scope == SCOPE_LINK)
+
+    def seen(self) -> Held:
+        """The address for those who need not know netlink."""
+        raw = self.values.get(IFA_LOCAL) or self.values[IFA_ADDRESS]
+        valid = struct.unpack_from("=I", self.values.get(IFA_CACHEINFO, bytes(16)), 4)[0]
+        lasts = bool(self.flags & IFA_F_PERMANENT) or valid == FOREVER
+        spelled = str(ipaddress.ip_interface(f"{ipaddress.ip_address(raw)}/{self.length}"))
+        temporary = self.family == socket.AF_INET6 and bool(self.flags & IFA_F_TEMPORARY)
+        return Held(spelled, self.data.hex(), None if lasts else valid, temporary)
+
+    def request(self, index: int, *, label: bool) -> bytes:
+        """The message that adds (or removes) it on a device."""
+        said = self.flags & IFA_F_SAID
+        # It is in use already: nobody is to be asked whether it is free.
+        said |= IFA_F_NODAD if self.family == socket.AF_INET6 else 0
+        values = {type_: v for type_, v in self.values.items() if type_ != IFA_LABEL or label}
+        if IFA_CACHEINFO in values:
+            values[IFA_CACHEINFO] = values[IFA_CACHEINFO][:8] + bytes(8)
+        values[IFA_FLAGS] = struct.pack("=I", said)
+        out = struct.pack("=BBBBI", self.family, self.length, said & 0xFF, self.scope, index)
+        for type_, value in values.items():
+            out += struct.pack("=HH", 4 + len(value), type_) + value + bytes(-len(value) % 4)
+        return out
 
 
 def _decoded(class_: Any, body: bytes) -> Any:
@@ -594,6 +744,7 @@ def _link(message: Any) -> Link:
         link_local=mode != ADDR_GEN_NONE,
         data=_attributes(data),
         port=_attributes(slave) if info and info.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge" else {},
+        type=message["ifi_type"],
     )
 
 

@@ -184,7 +184,7 @@ def prepare(wanted: Document, kernel: Kernel, store: Store, machine: str, *, for
     one is empty). Raises Refused; touches nothing."""
     stored = store.read(wanted.owner.label)
     target = None if forget else documents.to_json(wanted)
-    wanted = bridges.resolved(wanted)
+    wanted = bridges.resolved(wanted, kernel)
     errors = refusals(wanted, kernel, stored, machine)
     if errors:
         raise Refused(errors)
@@ -323,7 +323,7 @@ def recover(kernel: Kernel, store: Store, boot: str) -> list[str]:
         return []
     label = journal["label"]
     # Where a drift was mended, old and new document are the same and tell nothing: undone.
-    done = store.read(label) == journal["target"] != journal["stored"]
+    done = store.read(label) == journal["target"] != journal["stored"] and not journal.get("armed")
     if done and not store.is_undoing():
         store.write_journal(None)
         return [f"stack {label}: an apply was cut short after it was done; nothing to undo"]

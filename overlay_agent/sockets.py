@@ -12,7 +12,9 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h, net/tcp_states.h
-_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _INET_DIAG_SKV6ONLY = 4, 20, 11
+_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _INET_DIAG_INFO, _INET_DIAG_SKV6ONLY = 4, 20, 2, 11
+#: TCP_ESTABLISHED as a set of states, and so much of struct tcp_info (linux/tcp.h) as is read here (Linux 4.6).
+_ESTABLISHED, _TCP_INFO = 1 << 1, 148
 _NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 PROTOCOLS = {"udp": socket.IPPROTO_UDP, "tcp": socket.IPPROTO_TCP}
@@ -73,14 +75,46 @@ def listening(protocol: int, low: int, high: int | None = None) -> list[Socket]:
     return found
 
 
-def _only6(body: bytes) -> bool:
-    offset = 72  # after struct inet_diag_msg come attributes
-    while offset + 5 <= len(body):
+@dataclasses.dataclass(frozen=True)
+class Connection:
+    """How far an established TCP connection has come: bytes that the other side has acknowledged, and how many
+    segments and unsent bytes still wait for that."""
+
+    acked: int
+    waiting: int
+
+
+def established(address: str, port: int, peer: str, peer_port: int) -> Connection | None:
+    """The connection between these; None where there is none."""
+    ends = (ipaddress.ip_address(address), port, ipaddress.ip_address(peer), peer_port)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        size = 4 if family == socket.AF_INET else 16
+        request = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), _ESTABLISHED) + bytes(48)
+        for body in _dump(request):
+            ports = struct.unpack_from(">HH", body, 4)
+            here, there = (ipaddress.ip_address(body[at : at + size]) for at in (8, 24))
+            here, there = (getattr(one, "ipv4_mapped", None) or one for one in (here, there))
+            info = _attributes(body).get(_INET_DIAG_INFO, b"")
+            if (here, ports[0], there, ports[1]) == ends and len(info) >= _TCP_INFO:
+                (unacked,) = struct.unpack_from("=I", info, 24)
+                (acked,) = struct.unpack_from("=Q", info, 120)
+                (unsent,) = struct.unpack_from("=I", info, 144)
+                return Connection(acked, unacked + unsent)
+    return None
+
+
+def _attributes(body: bytes) -> dict[int, bytes]:
+    """What comes after struct inet_diag_msg."""
+    found, offset = {}, 72
+    while offset + 4 <= len(body):
         length, type_ = struct.unpack_from("=HH", body, offset)
-        if type_ == _INET_DIAG_SKV6ONLY:
-            return bool(body[offset + 4])
+        found[type_] = body[offset + 4 : offset + length]
         offset += (max(length, 4) + 3) & ~3
-    return False
+    return found
+
+
+def _only6(body: bytes) -> bool:
+    return _attributes(body).get(_INET_DIAG_SKV6ONLY, b"\0")[:1] != b"\0"
 
 
 def inodes(pid: int) -> set[int]:

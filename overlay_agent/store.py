@@ -33,6 +33,7 @@ class Store:
         self._journal = os.path.join(state, "journal.json")
         self._undo = os.path.join(state, "undo.json")
         self._shared = os.path.join(state, "shared.json")
+        self._armed = False
 
     # -- membership -------------------------------------------------------------------------
 
@@ -102,9 +103,23 @@ class Store:
         """What an apply that has not ended was about to do; None when none was cut short."""
         return self._read(self._undo) or self._read(self._journal)
 
+    def arm(self, on: bool) -> None:
+        """Whether what is about to be done counts only once `disarm` is called: it is kept with the journal."""
+        self._armed = on
+
+    def disarm(self) -> None:
+        """What was done is proven: from here on it stays."""
+        journal = self.read_journal()
+        if journal is not None:
+            self._write(self._journal, {key: value for key, value in journal.items() if key != "armed"})
+
+    def is_armed(self) -> bool:
+        """Whether something was done that nobody has proven yet."""
+        return bool((self.read_journal() or {}).get("armed"))
+
     def write_journal(self, journal: dict[str, Any] | None) -> None:
         """Keeps the journal of the apply under way; None: it ended."""
-        self._write(self._journal, journal)
+        self._write(self._journal, {**journal, "armed": True} if journal and self._armed else journal)
         if journal is None:
             self._write(self._undo, None)
 
@@ -121,9 +136,10 @@ class Store:
     # -- lock -------------------------------------------------------------------------------
 
     @contextmanager
-    def locked(self, who: str) -> Iterator[None]:
+    def locked(self, who: str, seconds: float | None = None) -> Iterator[None]:
         """Holds the host's lock. Raises StoreError when another agent keeps it too long."""
-        seconds = float(os.environ.get("OVERLAY_LOCK_SECONDS", LOCK_SECONDS))
+        if seconds is None:
+            seconds = float(os.environ.get("OVERLAY_LOCK_SECONDS", LOCK_SECONDS))
         end = time.monotonic() + seconds
         while True:
             file = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

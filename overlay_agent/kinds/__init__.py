@@ -9,7 +9,8 @@ from overlay_agent.kinds.base import DEVICES, SERVICES, Device, DeviceKind, Kind
 
 #: What documents call them; a hyphen is an underscore in the file's name.
 _NAMES = (
-    "bridge", "docker-network", "gateway-guard", "vxlan", "forwarding", "routes", "nat", "vrrp", "dnsmasq", "firewall",
+    "bridge", "uplink", "docker-network", "gateway-guard", "vxlan", "forwarding", "routes", "nat", "vrrp", "dnsmasq",
+    "firewall",
 )  # fmt: skip
 
 

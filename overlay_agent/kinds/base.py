@@ -383,9 +383,15 @@ def _join_bridge(name: str, bridge: str) -> list[str]:
 
 
 def own_addresses(kernel: Kernel, link: Link) -> list[str]:
-    """The device's addresses without those that float between hosts, which come and go by themselves."""
+    """The device's addresses without those that float between hosts, which come and go by themselves, and without
+    those that a NIC handed to its bridge, which are the host's."""
     from overlay_agent.kinds.vrrp import floating  # noqa: PLC0415 - it is built upon this module
 
+    if link.kind == "bridge":
+        from overlay_agent import uplinks  # noqa: PLC0415 - of few documents
+
+        if uplinks.of_bridge(link.name):
+            return []
     floats = floating()
     return [address for address in kernel.addresses(link) if (link.name, address) not in floats]
 

@@ -27,6 +27,8 @@ class Bridge(Device):
 
     KIND: ClassVar[str] = "bridge"
 
+    #: `of NIC` where the NIC's addresses move to the bridge: the network goes on seeing the same machine (rule 10).
+    mac: str = attribute(fields.MacOf())
     #: Spanning tree (IEEE 802.1D). Off: a new port forwards at once instead of after 30 s.
     stp: bool = attribute(fields.Flag(), default=False, nla="IFLA_BR_STP_STATE")
     priority: int = attribute(fields.Integer(0, 65535), default=32768, nla="IFLA_BR_PRIORITY")
@@ -72,10 +74,30 @@ class BridgeKind(DeviceKind):
         return out
 
     def commands(self, name: str, spec: Bridge, mark: str) -> list[list[str]]:
-        return super().commands(name, spec, mark) + docker_user.commands(mark, docker_user.within(name))
+        made = super().commands(name, spec, mark)
+        if spec.mac.startswith(fields.OF):
+            nic = spec.mac[len(fields.OF) :]
+            address = f'"$(cat /sys/class/net/{nic}/address)"'
+            made[0] = ["sh", "-c", " ".join([*made[0]]).replace(spec.mac, address)]
+        return made + docker_user.commands(mark, docker_user.within(name))
 
     def passes(self, name: str, spec: Bridge) -> list[Passes]:
         return [Passes(name)]
+
+    def still_ours(self, kernel: Kernel, name: str, stored: Mapping[str, Any]) -> bool:
+        mac = str(stored.get("mac"))
+        if mac.startswith(fields.OF):
+            nic = kernel.links.get(mac[len(fields.OF) :])
+            stored = {**stored, "mac": nic.mac if nic else None}
+        return super().still_ours(kernel, name, stored)
+
+    def in_use(self, kernel: Kernel, name: str, going: set[str]) -> list[str]:
+        if kernel.ports(name):
+            from overlay_agent import uplinks  # noqa: PLC0415 - of few documents
+
+            # A NIC that is one by us leaves before.
+            going = {*going, *(nic for nic, one in uplinks.kept().items() if one["bridge"] == name)}
+        return super().in_use(kernel, name, going)
 
     # -- on the host: its rule in Docker's chain ---------------------------------------------
 
