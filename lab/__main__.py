@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--hosts", type=int, default=3, help="how many, 1 to 250 (default: 3)")
     up.add_argument("--ipv6", action="store_true", help="an IPv6 underlay beside the IPv4 one")
     up.add_argument("--bastion", action="store_true", help="hosts are reached through host `bastion` only")
+    up.add_argument("--nics", type=int, default=1, help="2: each host has a second card, on a switch of its own")
     up.add_argument("--rate", help="what each cable carries, in tc's words (1gbit)")
     up.add_argument("--mtu", type=int, default=1500, help="of the underlay (default: 1500)")
     up.add_argument("--max-startups", default="100:30:200", help="sshd's MaxStartups (sshd's default: 10:30:100)")
@@ -113,6 +114,7 @@ def _up(arguments: argparse.Namespace) -> int:
         rate=arguments.rate,
         mtu=arguments.mtu,
         max_startups=arguments.max_startups,
+        nics=arguments.nics,
         say=_say,
     )
     made = lab.up()

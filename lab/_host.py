@@ -248,19 +248,21 @@ def _mount_root(node: Node, setting: Setting) -> Path:
 def wire(node: Node, options: Options) -> None:
     """Configure the cards of `node` in the current network namespace."""
     lines = ["link set lo up"]
-    for port in node.ports:
+    for port in node.cards:
         # no wait for the underlay's addresses; what is made on a host later keeps the kernel's defaults
         knob, value = ("accept_dad", "0") if options.ipv6 else ("disable_ipv6", "1")
         path = Path(f"/proc/sys/net/ipv6/conf/{port.device}/{knob}")
         if path.exists():
             path.write_text(value)
+        if not port.address:
+            continue
         lines += [f"addr add {port.address}/16 brd + dev {port.device}", f"link set {port.device} up"]
         if port.address6:
             lines.append(f"addr add {port.address6}/64 dev {port.device} nodad")
     lines += [f"route add default via {gateway}" for gateway in node.gateways]
     ip_batch(lines)
     if options.rate:
-        shape([port.device for port in node.ports], options.rate)
+        shape([port.device for port in node.cards], options.rate)
 
 
 def ip_batch(lines: list[str]) -> None:

@@ -59,7 +59,7 @@ class Keeper:
             with contextlib.suppress(OSError):
                 Path("/proc/sys", path).write_text(value)
         lines = []
-        for bridge in sorted({port.bridge for node in [*self.nodes.values(), self.operator] for port in node.ports}):
+        for bridge in sorted({port.bridge for node in [*self.nodes.values(), self.operator] for port in node.cards}):
             # no snooping: without a querier a snooping bridge forgets who wants which group
             kind = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
             address = _net.mac(setting.lab, "switch", bridge)
@@ -86,7 +86,7 @@ class Keeper:
         lines = []
         ports = []
         for node, place in places:
-            for port in node.ports:
+            for port in node.cards:
                 peer = f"name {port.device} address {port.mac} mtu {mtu} netns {place}"
                 lines.append(f"link add {port.port} mtu {mtu} type veth peer {peer}")
                 lines.append(f"link set {port.port} master {port.bridge} up")
@@ -157,7 +157,7 @@ class Keeper:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         with self.at_the_switch():
-            for port in node.ports:
+            for port in node.cards:
                 # the host's namespace may take its devices away in its own time; not waiting for it
                 subprocess.run(
                     ["ip", "link", "del", port.port], env=_host.ENVIRONMENT, capture_output=True, check=False
@@ -165,7 +165,7 @@ class Keeper:
 
     def cable(self, name: str, up: bool) -> None:
         with self.at_the_switch():
-            _host.ip_batch([f"link set {port.port} {'up' if up else 'down'}" for port in self.nodes[name].ports])
+            _host.ip_batch([f"link set {port.port} {'up' if up else 'down'}" for port in self.nodes[name].cards])
 
     # ---- requests
 

@@ -93,6 +93,7 @@ class Lab:
     rate        what each cable carries in each direction, in tc's words (`1gbit`)
     mtu         of the underlay, in bytes
     max_startups  sshd's MaxStartups; None leaves its own default
+    nics        2: h1 … hN have a second card, eth1, down and without an address, on a switch of their own
     directory   where `<name>/` is made; default is `.lab` of the checkout
 
     Once up:
@@ -115,13 +116,14 @@ class Lab:
         rate: str | None = None,
         mtu: int = 1500,
         max_startups: str | None = "100:30:200",
+        nics: int = 1,
         directory: Path | str | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", name) or name == "state":
             raise LabError(f"lab name {name!r}: up to 32 letters, digits, - and _ (and not 'state')")
         self.name = name
-        self.options = _net.Options(hosts, ipv6, bastion, rate, mtu, max_startups)
+        self.options = _net.Options(hosts, ipv6, bastion, rate, mtu, max_startups, nics)
         if problems := self.options.problems():
             raise LabError("; ".join(problems))
         self.root = (Path(directory).resolve() if directory else CHECKOUT / ".lab") / name

@@ -22,12 +22,15 @@ class Options:
     rate: str | None = None
     mtu: int = 1500
     max_startups: str | None = "100:30:200"
+    nics: int = 1
 
     def problems(self) -> list[str]:
         """What is wrong with the options, in words for a person."""
         found = []
         if not 1 <= self.hosts <= MAX_HOSTS:
             found.append(f"hosts: {self.hosts} is not possible; 1 to {MAX_HOSTS} are")
+        if self.nics not in (1, 2):
+            found.append(f"nics: {self.nics} is not possible; 1 or 2 are")
         low = 1280 if self.ipv6 else 576
         if not low <= self.mtu <= MAX_MTU:
             found.append(f"mtu: {self.mtu} is not possible; {low} to {MAX_MTU} are")
@@ -56,6 +59,12 @@ class Node:
     name: str
     ports: tuple[Port, ...]
     gateways: tuple[str, ...] = ()
+    #: A second card, down and without an address.
+    spare: tuple[Port, ...] = ()
+
+    @property
+    def cards(self) -> tuple[Port, ...]:
+        return self.ports + self.spare
 
 
 def host_address(number: int) -> str:
@@ -91,7 +100,8 @@ def plan(lab: str, options: Options) -> tuple[Node, list[Node]]:
     for number in range(1, options.hosts + 1):
         name = f"h{number}"
         card = port(name, "eth0", "underlay", name, host_address(number), host_address6(number))
-        hosts.append(Node(name, (card,), gateways))
+        more = Port("eth1", f"{name}-1", "lan", mac(lab, name, "eth1"), "", None)
+        hosts.append(Node(name, (card,), gateways, (more,) if options.nics > 1 else ()))
     if not options.bastion:
         card = port(OPERATOR, "eth0", "underlay", OPERATOR, "198.18.255.254", "2001:db8:18::fffe")
         return Node(OPERATOR, (card,)), hosts

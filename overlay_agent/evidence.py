@@ -57,7 +57,7 @@ def session() -> Session | None:
             for word in _bytes(pid, "environ").split(b"\0"):
                 name, _, value = word.partition(b"=")
                 words = value.decode(errors="replace").split()
-                if name == b"SSH_CONNECTION" and len(words) == 4:  # noqa: PLR2004 - ssh(1)
+                if name == b"SSH_CONNECTION" and len(words) == 4:
                     return Session(words[0].partition("%")[0], int(words[1]), words[2].partition("%")[0], int(words[3]))
         try:
             pid = int(_bytes(pid, "stat").rpartition(b")")[2].split()[1])

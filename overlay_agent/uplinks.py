@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from overlay_agent.fields import OF
-from overlay_agent.store import Store
 
 if TYPE_CHECKING:
     from overlay_agent.document import Document
@@ -33,11 +32,15 @@ def nic_of(name: str) -> str:
 
 def kept() -> dict[str, Any]:
     """What is kept of each NIC that is a port of ours, by its name."""
+    from overlay_agent.store import Store  # noqa: PLC0415 - on hosts alone
+
     return dict(Store().read_shared().get("uplinks", {}))
 
 
 def keep(kernel: Kernel, nic: str, record: Mapping[str, Any] | None) -> None:
     """Keeps that of the NIC; None: it is as it was."""
+    from overlay_agent.store import Store  # noqa: PLC0415 - as above
+
     store = Store()
     shared = store.read_shared()
     before = shared.get("uplinks", {})

@@ -16,8 +16,10 @@ from overlay_agent.kinds.bridge import Bridge as BridgeSpec
 from overlay_components import foreign_bridge, model
 from overlay_components.component import Component, applied, words
 from overlay_components.model import Checked
+from overlay_components.uplinks import MODES, NAT
 
 _PLANNED = [f.name for f in dataclasses.fields(Device)]
+_Nics = dict[Annotated[str, Checked(model.Name())], Annotated[str, Checked(fields.InterfaceName())]]
 
 
 class BridgeOptions(model.Model):
@@ -25,6 +27,20 @@ class BridgeOptions(model.Model):
 
     name: Annotated[str | None, Checked(fields.InterfaceName())] = pydantic.Field(
         default=None, description="The device's name; default br-<segment>"
+    )
+    mode: Annotated[str, Checked(fields.Choice(MODES))] = pydantic.Field(
+        default=NAT,
+        description="nat: the segment is the hosts' own; host: the network that a NIC is in, whose addresses move to the "
+        "bridge; external: one that a router outside serves, where the hosts have no address",
+    )
+    uplinks: _Nics = pydantic.Field(
+        default={}, description="By host, the NIC that leads to that network (mode: host, external)"
+    )
+    extra_hosts: _Nics = pydantic.Field(
+        default={}, description="By host, a further NIC, behind which are machines that the segment serves too"
+    )
+    separate_lans: Annotated[bool, Checked(fields.Flag())] = pydantic.Field(
+        default=False, description="true: no two of these NICs are on one LAN, so that tunnels between their hosts make no loop"
     )
     attach: foreign_bridge.Attach = pydantic.Field(default=None, description="A bridge that is there already")
     docker: foreign_bridge.Docker = pydantic.Field(default=None, description="A Docker network to make")
@@ -81,6 +97,10 @@ class BridgeDeviceArgs(TypedDict, total=False):
     """Keys of a segment's `bridge` (docs/stack-file.md)."""
 
     name: str
+    mode: Literal["nat", "host", "external"]
+    uplinks: Mapping[Any, str]
+    extra_hosts: Mapping[Any, str]
+    separate_lans: bool
     attach: AttachArgs
     docker: DockerArgs
     stp: bool

@@ -20,6 +20,7 @@ from overlay_agent.diff import summary
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, Device, Spec
 from overlay_agent.kinds.firewall import Firewall
+from overlay_agent.kinds.uplink import PREFIX
 from overlay_components import addressing, bridge, errors, mtu, names, routing, snippets, tunnel
 from overlay_components.addressing import Book, Span
 from overlay_components.config import TUNNELS, Config, Segment
@@ -27,6 +28,7 @@ from overlay_components.errors import ConfigErrors
 from overlay_components.foreign_bridge import ForeignBridge
 from overlay_components.lock import Lock, updated
 from overlay_components.tunnel import Attachment, End, Tunnel
+from overlay_components.uplinks import Uplinks, without_moved
 
 
 class ContainerRow(TypedDict):
@@ -151,6 +153,8 @@ class _Members:
     bridge: str | None
     #: Where the bridge is not this stack's.
     foreign: ForeignBridge | None = None
+    #: Where it is, with the NICs that are its ports.
+    uplinks: Uplinks | None = None
 
     @property
     def host_names(self) -> list[str]:
@@ -175,6 +179,8 @@ class _Planner:
         self.claims: dict[str, dict[Any, tuple[Any, str]]] = {name: {} for name in config.hosts}
         #: By host and name: bridges that are not this stack's, and the places that name them.
         self.foreign: dict[str, dict[str, str]] = {name: {} for name in config.hosts}
+        #: By host and service: the place that names the NIC.
+        self.nics: dict[str, dict[str, str]] = {name: {} for name in config.hosts}
         self.rules: dict[str, dict[str, Rule]] = {name: {} for name in config.hosts}
         #: The same for the host's own firewall, by device: it can tell apart what shares a port.
         self.allowed: dict[str, dict[str, Any]] = {name: {} for name in config.hosts}
@@ -265,8 +271,9 @@ class _Planner:
                 members.append(host)
         if options.hosts == []:
             self.wrong.append(f"{where}.hosts: empty; name hosts, or leave the key out for all of them")
+        ends = without_moved(self.ends, self.config.segments, name)
         tunnels = [
-            tunnel.resolve(f"{where}.tunnels.{key}", name, TUNNELS[o.kind], o, members, self.ends, self.wrong)
+            tunnel.resolve(f"{where}.tunnels.{key}", name, TUNNELS[o.kind], o, members, ends, self.wrong)
             for key, o in options.tunnels.items()
         ]
         hosts = [self.ends[host] for host in members if self.ends[host].managed]
@@ -282,6 +289,16 @@ class _Planner:
                 lambda place, host: self._is_member(place, host, made),
                 self.wrong,
             )
+        elif options.bridge is not None:
+            made.uplinks = Uplinks(
+                where,
+                options,
+                options.bridge,
+                bridge_name or "",
+                made.host_names,
+                lambda place, host: self._is_member(place, host, made),
+                self.wrong,
+            )
         return made
 
     def _segment(self, segment: _Members, runtimes: Mapping[str, str]) -> tuple[SegmentRow, dict[str, ContainerRow]]:
@@ -293,8 +310,14 @@ class _Planner:
         if segment.hosts:
             budget = mtu.smallest(segment.tunnels, segment.hosts)
             size = mtu.check(where, options.mtu, budget, bool(segment.tunnels), versions, self.wrong)
+        warning = segment.uplinks and segment.uplinks.warning(size, segment.hosts, tunnelled=bool(segment.tunnels))
+        self.warnings += [warning] if warning else []
         foreign = segment.foreign
         book = Book(where, subnets, self.wrong)
+        if segment.uplinks and segment.uplinks.moves:
+            # The hosts are in that network themselves.
+            known = {ipaddress.ip_address(end.address): end for end in self.ends.values() if names.known(end.address)}
+            book.holders.update({a: f"host {end.name}" for a, end in known.items() if any(a in net for net in subnets)})
         addresses = self._addresses(segment, book)
         router = routing.Router(self.routing, segment.name, options, segment.host_names, segment.bridge)
         router.settle(addresses, book, lambda place, host: self._is_member(place, host, segment))
@@ -331,6 +354,9 @@ class _Planner:
         stp = options.bridge is None or bool(getattr(options.bridge, "stp", False))
         stp_key = None if segment.foreign else f"{where}.bridge.stp"
         graph = tunnel.loops(segment.tunnels, stp, stp_key, self.wrong)
+        if segment.uplinks:
+            segment.uplinks.check()
+            segment.uplinks.joined(graph)
         if segment.hosts and len(segment.tunnels) == len(options.tunnels):
             alone = set(segment.host_names) - tunnel.reached(graph, segment.hosts[0].name)
             if alone:
@@ -367,7 +393,8 @@ class _Planner:
             where = f"{segment.where}.addresses.{host}"
             if not self._is_member(where, host, segment):
                 continue
-            if segment.foreign and segment.foreign.refuses_address(where):
+            refuses = segment.foreign.refuses_address(where) if segment.foreign else False
+            if refuses or (segment.uplinks and segment.uplinks.refuses_address(where, host)):
                 continue
             entered = (book.enter(where, f"host {host}", text) for text in texts)
             out[host] = [address for address in entered if address is not None]
@@ -570,8 +597,11 @@ class _Planner:
 
         if segment.bridge is not None and segment.options.bridge is not None and segment.foreign is None:
             for host in segment.hosts:
-                switch = bridge.device(segment.options.bridge, common(host.name, segment.bridge, holds=True))
+                own = segment.uplinks.of_bridge(host) if segment.uplinks else {}
+                values = {**common(host.name, segment.bridge, holds=True), **own}
+                switch = bridge.device(segment.options.bridge, values)
                 self._add(host.name, segment.bridge, _Made(f"{segment.where}.bridge", switch, {}))
+                self._add_nics(segment, host.name)
 
         def of_tunnel(at: Attachment) -> dict[str, Any]:
             return {**common(at.host.name, at.device, holds=segment.bridge is None), "bridge": segment.bridge}
@@ -623,6 +653,15 @@ class _Planner:
             for name, spec in foreign.services(host, addresses, gateways, ports, size):
                 self.routing.add(host, name, spec, foreign.key)
 
+    def _add_nics(self, segment: _Members, host: str) -> None:
+        for name, spec, where in segment.uplinks.services(host) if segment.uplinks else ():
+            first = self.nics[host].setdefault(name, where)
+            if first == where:
+                self.services[host][name] = spec
+            else:
+                nic = name[len(PREFIX) :]
+                self.wrong.append(f"{where}: {nic} is named by {first} too; a NIC is a port of one bridge")
+
     def _check_names(self) -> None:
         """No device of ours has the name of somebody else's bridge, whichever is declared first."""
         for host, names_ in self.foreign.items():
@@ -632,6 +671,11 @@ class _Planner:
                     key = _name_key(made.where)
                     why = f"device {name} is made on {{hosts}} by {{earlier}}; set another {key} there"
                     self.clashes[made.where, where, why].append(host)
+        for host, services in self.nics.items():
+            for name, where in services.items():
+                made = self.made[host].get(name[len(PREFIX) :])
+                if made:
+                    self.wrong.append(f"{where}: {name[len(PREFIX) :]} is a device that {made.where} makes; name a NIC")
 
     def _allow(self, at: Attachment, one: Tunnel, spec: Device) -> None:
         protocol, port = one.kind.listens(one.options)

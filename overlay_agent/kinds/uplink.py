@@ -16,7 +16,7 @@ from overlay_agent import fields, uplinks
 from overlay_agent.errors import KernelError
 from overlay_agent.fields import RECREATE
 from overlay_agent.kinds.base import Kind, Spec, attribute
-from overlay_agent.uplinks import HOST, PORT
+from overlay_agent.uplinks import HOST, PORT, PREFIX
 
 if TYPE_CHECKING:
     from overlay_agent.document import Document
@@ -69,7 +69,7 @@ class UplinkKind(Kind):
                 f"ip address add $address dev {bridge}; done; "
                 f"routes=$(ip route show dev {nic} | grep -v 'proto kernel'); "
                 f"{' '.join(out[0])}; ip address flush dev {nic} scope global; "
-                f"echo \"$routes\" | while read -r route; do ip route replace $route dev {bridge}; done"
+                f'echo "$routes" | while read -r route; do ip route replace $route dev {bridge}; done'
             )
             out = [["sh", "-c", moved]]
         return out
@@ -79,8 +79,8 @@ class UplinkKind(Kind):
     def wrong_here(self, kernel: Kernel, name: str, spec: Uplink, wanted: Document) -> list[str]:
         nic, mark = uplinks.nic_of(name), wanted.owner.alias(name)
         bridge = wanted.devices.get(spec.bridge)
-        if not name.startswith(uplinks.PREFIX) or fields.InterfaceName().check(nic):
-            return [f"a service of this kind is called {uplinks.PREFIX}<NIC>"]
+        if not name.startswith(PREFIX) or fields.InterfaceName().check(nic):
+            return [f"a service of this kind is called {PREFIX}<NIC>"]
         if bridge is None or bridge.KIND != "bridge":
             return [f"bridge: {spec.bridge!r} is not a bridge of this document; declare it"]
         link = kernel.links.get(nic)
@@ -330,3 +330,5 @@ def _wrong_addresses(kernel: Kernel, link: Link, spec: Uplink, record: Mapping[s
 
 
 KIND = UplinkKind()
+
+__all__ = ["HOST", "KIND", "PORT", "PREFIX", "Uplink"]

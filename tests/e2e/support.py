@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ ps -e -o comm= | grep -xE 'dnsmasq|keepalived' | sort
 ls -A /etc/systemd/system /run/overlay 2>/dev/null
 """
 _LIMIT = 120.0
+#: Stands in for the agent's command once, and then puts it back. {middle} is what goes wrong.
+_WRAPPER = """#!/bin/sh
+mv -f {agent}.real {agent}
+{middle}
+exec {agent} "$@"
+"""
 
 
 class Result(plugin_support.Result):
@@ -319,3 +325,19 @@ def steady_ping(lab: Lab, host: str, target: str, container: str) -> Iterator[No
     # The last one may be on its way when ping is ended.
     assert sent > 20
     assert got >= sent - 1, text
+
+
+def once(stack: Stack, host: str, middle: str) -> None:
+    """The next time that the agent is called on the host, `middle` comes first."""
+    file = stack.lab.path(host, AGENT)
+    file.rename(file.with_suffix(".real"))
+    file.write_text(_WRAPPER.format(agent=AGENT, middle=middle))
+    file.chmod(0o755)
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Asks until it is so."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.1)

@@ -9,16 +9,9 @@ import time
 
 import pytest
 
-from tests.e2e.support import AGENT, Stack
+from tests.e2e.support import Stack, once, wait_for
 
 pytestmark = pytest.mark.root
-
-#: Stands in for the agent's command once, and then puts it back. {middle} is what goes wrong.
-WRAPPER = """#!/bin/sh
-mv -f {agent}.real {agent}
-{middle}
-exec {agent} "$@"
-"""
 
 
 def ends_well(stack: Stack, *hosts: str) -> str:
@@ -28,14 +21,6 @@ def ends_well(stack: Stack, *hosts: str) -> str:
     stack.healthy(*(hosts or stack.hosts))
     stack.noop()
     return text
-
-
-def once(stack: Stack, host: str, middle: str) -> None:
-    """The next time that the agent is called on the host, `middle` comes first."""
-    file = stack.lab.path(host, AGENT)
-    file.rename(file.with_suffix(".real"))
-    file.write_text(WRAPPER.format(agent=AGENT, middle=middle))
-    file.chmod(0o755)
 
 
 def picture(stack: Stack, host: str) -> tuple[str, ...]:
@@ -195,13 +180,6 @@ def test_an_apply_that_is_cut_short(stack):
     assert "h2-document" in text
     wait_for(lambda: picture(stack, "h2") == before)
     ends_well(stack)
-
-
-def wait_for(what, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def test_two_stacks_at_once_on_the_same_hosts(stack, home, tmp_path):

@@ -1,0 +1,270 @@
+"""NICs as ports of bridges, over the very NIC that carries SSH: what works, and what happens when it does not."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.e2e.support import AGENT, once, wait_for
+
+pytestmark = [pytest.mark.root, pytest.mark.lab(hosts=2)]
+host_bridge = pytest.mark.stack("doc-004-host-bridge")
+
+#: Breaks the network only once the NIC is a port of a bridge.
+TRAP = "nft 'add table bridge trap; add chain bridge trap in { type filter hook prerouting priority 0; policy drop; }'"
+#: In less than this a host that was cut off is to be back.
+BACK = 15.0
+
+
+def network(stack, host):
+    """All that the host has of addresses, routes and rules, to be compared line by line."""
+    out = []
+    for command in ("ip -j addr", "ip -j route show table all", "ip -j -6 route show table all", "ip -j rule"):
+        rows = json.loads(stack.lab.run(host, command).stdout or "[]")
+        out += [json.dumps(row, sort_keys=True) for row in rows]
+    return out
+
+
+def difference(before, now):
+    return "\n".join(difflib.unified_diff(before, now, n=0, lineterm=""))
+
+
+def master(stack, host, nic="eth0"):
+    return stack.lab.links(host)[nic].get("master")
+
+
+def addresses(stack, host, device):
+    [row] = json.loads(stack.lab.run(host, f"ip -j -4 addr show {device}").stdout) or [{"addr_info": []}]
+    return {f"{info['local']}/{info['prefixlen']}" for info in row.get("addr_info", [])}
+
+
+@contextlib.contextmanager
+def pinged(stack, host, report):
+    """200 pings a second from the operator while the block runs. What is lost stands in `report`."""
+    words = ["ping", "-n", "-i", "0.005", "-q", stack.lab.hosts[host].address]
+    ping = stack.lab.operator_popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    time.sleep(0.1)
+    try:
+        yield
+        time.sleep(0.1)
+    finally:
+        ping.send_signal(signal.SIGINT)
+        text, _ = ping.communicate(timeout=10)
+        sent, got = map(int, re.findall(r"(\d+) (?:packets transmitted|received)", text))
+        report.append(sent - got)
+        print(f"{host}: {sent - got} of {sent} pings lost")
+
+
+@contextlib.contextmanager
+def outage(stack, host):
+    """Asserts that the host, seen from the operator, is away in the block, and each time not for longer than BACK."""
+    address = stack.lab.hosts[host].address
+    words = ["ping", "-n", "-D", "-i", "0.1", "-O", address]
+    ping = stack.lab.operator_popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        yield
+        wait_for(lambda: stack.lab.ping("op", host, wait=1))
+    finally:
+        time.sleep(0.3)
+        ping.send_signal(signal.SIGINT)
+        text, _ = ping.communicate(timeout=10)
+    times = [float(stamp) for stamp in re.findall(r"^\[([\d.]+)\] \d+ bytes from", text, re.MULTILINE)]
+    longest = max(b - a for a, b in zip(times, times[1:], strict=False))
+    print(f"{host}: away for {longest:.1f} s")
+    assert 1 < longest < BACK, text
+
+
+# -- what works ----------------------------------------------------------------------------------
+
+
+@host_bridge
+@pytest.mark.lab(hosts=2, ipv6=True)
+def test_a_host_bridge_over_the_nic_that_carries_ssh(stack, record_property):
+    lab = stack.lab
+    before = {host: network(stack, host) for host in stack.hosts}
+    mac = lab.links("h1")["eth0"]["address"]
+    routes = lab.run("h1", "ip route show default").stdout
+    waits = lab.operator_popen(["ssh", "h1", "read word; echo got $word"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    preview = stack.preview().ok()
+    assert re.search(r'mac *: "of eth0"', preview)
+    lost = []
+    with pinged(stack, "h1", lost):
+        text = stack.up().ok()
+    assert "uplink-eth0: created (uplink, bridge br0, mode host, 198.18.0.11/16, 2001:db8:18::11/64)" in text
+    answered = "the SSH session's socket and gateway 198.18.255.254 and gateway 2001:db8:18::fffe"
+    assert re.search(rf"h1: {answered}.* answered after the change", text), text
+
+    for host in stack.hosts:
+        assert (master(stack, host), addresses(stack, host, "eth0")) == ("br0", set())
+        assert addresses(stack, host, "br0") == {f"{lab.hosts[host].address}/16"}
+    assert lab.links("h1")["br0"]["address"] == mac == lab.links("h1")["eth0"]["address"]
+    assert lab.run("h1", "ip route show default").stdout == routes.replace("eth0", "br0")
+    stack.healthy()
+    stack.noop()
+    stack.all_reach_all(stack.plug_in())
+    assert lab.ping("op", "198.18.1.11", wait=3), "a container in the hosts' own network"
+    for host, name in (("h1", "lan-web"), ("h2", "lan-db")):
+        lab.remove_container(host, name)
+
+    with pinged(stack, "h1", lost):
+        stack.destroy().ok()
+    assert waits.communicate("hello\n", timeout=10)[0] == "got hello\n", "a session from before"
+    stack.clean()
+    for host, lines in before.items():
+        assert difference(lines, network(stack, host)) == ""
+    record_property("pings lost there and back, at 200/s", lost)
+    assert max(lost) <= 5
+
+
+@host_bridge
+def test_after_a_reboot(stack):
+    stack.up().ok()
+    stack.lab.reboot("h1")
+    assert master(stack, "h1") is None
+    done = stack.lab.run("h1", [AGENT, "restore"])
+    assert "gateway 198.18.255.254 answered after the change" in done.stderr
+    assert (master(stack, "h1"), addresses(stack, "h1", "br0")) == ("br0", {"198.18.0.11/16"})
+    stack.healthy()
+    stack.noop()
+    stack.destroy().ok()
+    stack.clean()
+
+
+# -- what does not -------------------------------------------------------------------------------
+
+
+@host_bridge
+def test_a_configuration_that_cuts_the_host_off(stack):
+    """The host is back as before, `pulumi up` says what happened, and a correct next one works."""
+    stack.lab.run("h1", TRAP)
+    before = network(stack, "h1")
+    with outage(stack, "h1"):
+        text = stack.up().failed()
+    why = "h1: the new configuration cut the host off: the SSH session's socket got no answer for 5 s"
+    assert f"{why}; undone, the host is as it was" in text
+    assert difference(before, network(stack, "h1")) == ""
+    assert "lab-h1-document" not in stack.state()
+    assert not [name for name in stack.state() if name.endswith("-h1-document")]
+    assert master(stack, "h2") == "br0", "the other host is done"
+
+    stack.lab.run("h1", "nft delete table bridge trap")
+    stack.up().ok()
+    assert master(stack, "h1") == "br0"
+    stack.healthy()
+    stack.noop()
+
+    # A change of the bridge that stands for the NIC is one of those too.
+    before = network(stack, "h1")
+    stack.lab.run("h1", TRAP.replace("prerouting", "postrouting").replace("policy drop", "policy accept"))
+    stack.segments["lan"]["bridge"]["ageing"] = 200
+    assert "h1: the SSH session's socket and gateway 198.18.255.254" in stack.up().ok()
+    assert difference(before, network(stack, "h1")) == ""
+
+
+@host_bridge
+def test_the_agent_is_killed_while_armed(stack):
+    """Both of its processes, in the middle of the move: nobody has to come and help."""
+    stack.up("--exclude", "**").ok()
+    stack.segments["lan"]["bridge"]["uplinks"] = {"h2": "eth0"}
+    stack.up().ok()
+    before = network(stack, "h1")
+    stack.segments["lan"]["bridge"]["uplinks"] = {"h1": "eth0", "h2": "eth0"}
+    for point in (8, 12, 16):
+        once(stack, "h1", f"export OVERLAY_FAULT={point}:all")
+        with contextlib.suppress(AssertionError):
+            stack.up().failed()
+        wait_for(lambda: not stack.lab.run("h1", "pgrep -f 'overlay-agent watch'", check=False).stdout)
+        assert difference(before, network(stack, "h1")) == "", point
+    stack.up().ok()
+    assert master(stack, "h1") == "br0"
+    stack.healthy()
+    stack.noop()
+
+
+@host_bridge
+def test_the_ssh_session_dies_while_the_nic_moves(stack):
+    stack.segments["lan"]["bridge"]["uplinks"] = {"h2": "eth0"}
+    stack.up().ok()
+    before = network(stack, "h1")
+    stack.segments["lan"]["bridge"]["uplinks"] = {"h1": "eth0", "h2": "eth0"}
+    moves = "until grep -q uplinks /var/lib/overlay/shared.json 2>/dev/null; do :; done"
+    once(stack, "h1", f"sshd=$PPID; ({moves}; kill -9 $sshd) </dev/null >/dev/null 2>&1 &")
+    text = stack.up().failed()
+    assert "h1-document" in text
+    wait_for(lambda: difference(before, network(stack, "h1")) == "")
+    wait_for(lambda: not stack.lab.run("h1", "pgrep -f overlay-agent", check=False).stdout)
+    stack.up().ok()
+    assert master(stack, "h1") == "br0"
+    stack.healthy()
+    stack.noop()
+
+
+def test_a_nic_that_is_not_there(stack):
+    stack.segments["app"]["bridge"] = {"mode": "external", "uplinks": {"h1": "eth7"}}
+    del stack.hosts["h3"], stack.segments["app"]["containers"]["db"]
+    for segment in stack.segments.values():
+        segment.get("addresses", {}).pop("h3", None)
+    stack.segments["ops"].pop("containers", None)
+    text = stack.up().failed()
+    assert "h1 uplink-eth7: eth7 is not on this host; its NICs are eth0" in text
+    assert "nothing was changed" in text
+
+
+# -- other networks ------------------------------------------------------------------------------
+
+
+@pytest.mark.lab(hosts=3, nics=2)
+@pytest.mark.stack("doc-004-external")
+def test_a_router_outside(stack):
+    """h3 is that router: it has no part in the stack."""
+    lab = stack.lab
+    before = {host: network(stack, host) for host in stack.hosts}
+    lab.run("h3", "ip link set eth1 up; ip addr add 10.0.6.1/24 dev eth1; ip link set eth1 mtu 1450")
+    text = stack.up().ok()
+    assert "machines behind eth1 of h1 may send packets of 1500 bytes, and the tunnels carry 1450" in text
+    assert (master(stack, "h1", "eth1"), addresses(stack, "h1", "superbr0")) == ("superbr0", set())
+    stack.healthy()
+    plugged = stack.plug_in()
+    stack.all_reach_all(plugged)
+    for host, name, _ in plugged["super"]:
+        assert lab.ping(host, "10.0.6.1", container=name, wait=3)
+        lab.remove_container(host, name)
+    stack.noop()
+    stack.destroy().ok()
+    for host, lines in before.items():
+        assert difference(lines, network(stack, host)) == ""
+
+
+@pytest.mark.lab(hosts=3, nics=2)
+@pytest.mark.stack("doc-004-extra-hosts")
+def test_more_machines_behind_a_second_nic(stack):
+    """h3 is such a machine, plugged into eth1's switch: h1 serves it as it serves containers."""
+    lab = stack.lab
+    before = {host: network(stack, host) for host in stack.hosts}
+    stack.up().ok()
+    stack.healthy()
+    plugged = stack.plug_in()
+    # A network of its own on that machine, so that the client does not take the lab host's own default route away.
+    lab.run("h3", "ip netns add extra && ip link set eth1 netns extra name eth0 && ip -n extra link set eth0 up")
+    lab.run("h3", "mkdir -p /etc/netns/extra && : > /etc/netns/extra/resolv.conf")
+    lab.dhcp("h3", "extra")
+    [card] = [row for row in json.loads(lab.exec_container("h3", "extra", "ip -j -4 addr show eth0").stdout) if row]
+    assert card["mtu"] == 1450
+    assert card["addr_info"][0]["local"].startswith("10.0.5.")
+    for _, _, address in plugged["super"]:
+        assert lab.ping("h3", address, container="extra", wait=3)
+    assert lab.ping("h3", lab.operator, container="extra", wait=3), "by NAT of h1"
+    for host, name, _ in plugged["super"]:
+        lab.remove_container(host, name)
+    stack.noop()
+    stack.destroy().ok()
+    for host, lines in before.items():
+        assert difference(lines, network(stack, host)) == ""
