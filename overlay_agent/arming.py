@@ -98,9 +98,11 @@ def watch(store: Store, here: Here, guard: int) -> None:
     end, born = time.monotonic() + LONGEST, _born(guard)
     while True:
         try:
-            with store.locked("the undo of a change that was not proven", seconds=0):
+            with store.locked("the undo of a change that was not proven", seconds=0, make=False):
                 _end(store, here)
                 return
+        except FileNotFoundError:  # the last stack has left the host
+            return
         except StoreError:  # somebody is at work
             pass
         if time.monotonic() > end:

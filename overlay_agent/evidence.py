@@ -88,7 +88,7 @@ class Witnesses:
 
     def __str__(self) -> str:
         found = [*([str(self._session)] if self._session else []), *self._others.values()]
-        return " and ".join(found)
+        return _listed(found)
 
     def lost(self) -> str:
         """Who answers no more, as the reason for an undo; nothing: all do."""
@@ -100,7 +100,7 @@ class Witnesses:
         left = max(end - time.monotonic(), BEFORE)
         answered = self._asked(left, self._others, doubt=True)
         silent = [what for address, what in self._others.items() if address not in answered]
-        return self._cut_off(" and ".join(silent)) if silent else ""
+        return self._cut_off(_listed(silent)) if silent else ""
 
     def _cut_off(self, who: str) -> str:
         return f"{self._host}: the new configuration cut the host off: {who} got no answer for {AFTER:g} s"
@@ -155,6 +155,10 @@ class Witnesses:
         return answered
 
 
+def _listed(words: list[str]) -> str:
+    return " and ".join([*([", ".join(words[:-1])] if words[:-1] else []), *words[-1:]])
+
+
 def _others(at: Session | None) -> dict[str, str]:
     """Who else could be asked, by address: what it is in words."""
     kernel = Kernel()
@@ -162,7 +166,7 @@ def _others(at: Session | None) -> dict[str, str]:
         out = {address: f"gateway {address}" for address in _devices(kernel)}
     finally:
         kernel.close()
-    if at:
+    if at and at.client not in out:
         out[at.client] = f"the operator's address {at.client}"
     return out
 

@@ -246,6 +246,22 @@ class Kernel:
         found = [_Route(body[16:]) for body in self._dump_raw(RTM_GETROUTE, request)]
         return [route for route in found if not route.flags & RTM_F_CLONED and index in route.devices()]
 
+    def drop_routes(self, name: str) -> None:
+        """Removes what `routes_to_move` would find."""
+        for route in self._movable(self.index_of[name]):
+            try:
+                self._change(f"{name}: remove {route}", RTM_DELROUTE, [bytes.fromhex(route.text(0))])
+            except KernelError as error:
+                if error.code != errno.ESRCH:  # it went with an address
+                    raise
+
+    def _movable(self, index: int) -> list[_Route]:
+        return [
+            route
+            for route in self._routes(index)
+            if route.table != RT_TABLE_LOCAL and route.data[7] == RTN_UNICAST and not route.is_link_local
+        ]
+
     def rules_naming(self, device: str) -> list[str]:
         """The policy routing rules (ip-rule(8)) that name the device."""
         found = []

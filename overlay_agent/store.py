@@ -136,13 +136,14 @@ class Store:
     # -- lock -------------------------------------------------------------------------------
 
     @contextmanager
-    def locked(self, who: str, seconds: float | None = None) -> Iterator[None]:
-        """Holds the host's lock. Raises StoreError when another agent keeps it too long."""
+    def locked(self, who: str, seconds: float | None = None, *, make: bool = True) -> Iterator[None]:
+        """Holds the host's lock. Raises StoreError when another agent keeps it too long; FileNotFoundError where
+        there is none, and `make` is not set."""
         if seconds is None:
             seconds = float(os.environ.get("OVERLAY_LOCK_SECONDS", LOCK_SECONDS))
         end = time.monotonic() + seconds
         while True:
-            file = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            file = os.open(self._lock, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if make else 0), 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The last stack's `uninstall` removes the file; a lock on that one keeps nobody out.

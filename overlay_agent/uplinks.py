@@ -53,6 +53,13 @@ def keep(kernel: Kernel, nic: str, record: Mapping[str, Any] | None) -> None:
         kernel.reached()
 
 
+def is_undoing() -> bool:
+    """Whether what is removed now is removed because its making failed."""
+    from overlay_agent.store import Store  # noqa: PLC0415 - as above
+
+    return Store().is_undoing()
+
+
 def of_bridge(bridge: str) -> str | None:
     """The NIC whose addresses that bridge has; None where it has none's."""
     return next((n for n, one in kept().items() if (one["bridge"], one["mode"]) == (bridge, HOST)), None)
@@ -84,11 +91,11 @@ def _taken(kernel: Kernel, nic: str, spec: Any, record: Mapping[str, Any] | None
     now = movable(kernel.held(nic)) if link else []
     is_port = bool(link and kernel.name_of.get(link.master) == spec.bridge)
     if record and (is_port or not any(one.seconds is None for one in now)):
-        known = [address for address in record["addresses"] if not _floats(address)]
+        known = list(record["addresses"])
     else:
         known = []
     stays = [one.address for one in now if one.seconds is None]
-    return {address: {} for address in dict.fromkeys([*known, *stays])}
+    return {address: {} for address in dict.fromkeys([*known, *stays]) if not floats(address)}
 
 
 def movable(held: list[Held]) -> list[Held]:
@@ -96,7 +103,8 @@ def movable(held: list[Held]) -> list[Held]:
     return [one for one in held if not one.temporary]
 
 
-def _floats(address: str) -> bool:
-    """Whether it may be one that came and goes by itself, or by another service: it is a network of its own."""
+def floats(address: str) -> bool:
+    """Whether it may be one that comes and goes by itself, or by another service, since it is a network of its own.
+    Such a one moves like the others; but nobody misses it later."""
     interface = ipaddress.ip_interface(address)
     return interface.network.prefixlen == interface.max_prefixlen

@@ -108,13 +108,13 @@ class UplinkKind(Kind):
 
         nic = uplinks.nic_of(name)
         record, link = uplinks.kept().get(nic), kernel.links.get(nic)
-        if record is None or record["mark"] != mark or link is None:
+        if record is None or record["mark"] != mark or link is None or not link.master:
             return None
         on_nic: dict[str, Any] = {one.address: {} for one in uplinks.movable(kernel.held(nic)) if one.seconds is None}
         on_bridge: dict[str, Any] = {}
         if record["mode"] == HOST and record["bridge"] in kernel.links:
             there = [one.address for one in kernel.held(record["bridge"])]
-            on_bridge = {address: {} for address in record["addresses"] if address in there}
+            on_bridge = {a: {} for a in record["addresses"] if a in there and not uplinks.floats(a)}
         bridge = kernel.name_of.get(link.master, "")
         told = hands_off.is_told(nic, record["bridge"])
         return Uplink(bridge, record["mode"], link.up, told, on_bridge, on_nic)
@@ -139,8 +139,9 @@ class UplinkKind(Kind):
         link, boot = kernel.links[nic], host.here().boot
         held = uplinks.movable(kernel.held(nic)) if spec.mode == HOST else []
         routes = kernel.routes_to_move(link.index) if spec.mode == HOST else []
-        was = uplinks.kept().get(nic) or {"addresses": {}, "routes": [], "boot": "", "index": 0}
-        addresses = {address: text for address, text in was["addresses"].items() if address in spec.addresses}
+        was = uplinks.kept().get(nic) or {"addresses": {}, "routes": [], "boot": "", "index": 0, "bridge": ""}
+        kept = {*spec.addresses, *(one.address for one in kernel.held(spec.bridge))}
+        addresses = {address: text for address, text in was["addresses"].items() if address in kept}
         known = [] if held else [reindexed(text, was["index"], link.index) for text in was["routes"]]
         record = {
             "mark": mark,
@@ -152,6 +153,8 @@ class UplinkKind(Kind):
             "addresses": {**addresses, **{one.address: one.text for one in held}},
             "routes": list(dict.fromkeys([*known, *routes])),
         }
+        if found is None and was["bridge"]:  # of an earlier boot: where this is undone, that is what is known
+            record["before"] = {key: value for key, value in was.items() if key != "before"}
         uplinks.keep(kernel, nic, record)
         if spec.mode == HOST:
             self._move(kernel, nic, spec.bridge, record, held)
@@ -174,6 +177,7 @@ class UplinkKind(Kind):
         # The first of a subnet would take the others along.
         for one in reversed(held):
             kernel.let_go(nic, one.text)
+        kernel.drop_routes(nic)
         if refused:  # perhaps of what only stood by an address of the NIC
             refused = kernel.add_routes(routes, record["index"], kernel.index_of[bridge])
         if refused:
@@ -196,7 +200,7 @@ class UplinkKind(Kind):
                 link.master = 0
             if link.up and not record["up"]:
                 kernel.set_up(nic, False)
-        uplinks.keep(kernel, nic, None)
+        uplinks.keep(kernel, nic, record.get("before") if uplinks.is_undoing() else None)
 
     def put_back(self, kernel: Kernel, name: str, image: Mapping[str, Any], *, exactly: bool) -> list[str]:
         # A NIC that left its bridge and came back knows more of itself than we now see.
@@ -236,6 +240,8 @@ def _move_back(kernel: Kernel, nic: str, record: Mapping[str, Any]) -> None:
         kernel.add_routes(record["routes"], record["index"], index)
     for one in reversed(held):
         kernel.let_go(bridge, one.text)
+    if bridge in kernel.links:
+        kernel.drop_routes(bridge)
 
 
 def _copy_settings(kernel: Kernel, nic: str, bridge: str) -> None:

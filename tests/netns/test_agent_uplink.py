@@ -1,9 +1,10 @@
-"""A NIC as a port of a bridge: what moves, what is refused, and the host back as it was when nobody answers any more."""
+"""A NIC as a port of a bridge: what moves, what is refused, and the host as it was when nobody answers any more."""
 
 from __future__ import annotations
 
 import difflib
 import json
+import re
 import time
 
 import pytest
@@ -67,7 +68,7 @@ def everything(host):
     found = {**host.state(), "rule": host.json("ip -j rule")}
     # What a bridge learns from traffic has no state.
     rows = [(what, row) for what, rows in found.items() for row in rows if '"state": ""' not in json.dumps(row)]
-    return [f"{what}: {json.dumps(row, sort_keys=True)}" for what, row in rows]
+    return [re.sub(r'"qdisc": "\w+", ', "", f"{what}: {json.dumps(row, sort_keys=True)}") for what, row in rows]
 
 
 def difference(before, now):
@@ -103,6 +104,195 @@ def test_addresses_and_routes_move_and_come_back(wired):
     assert wired.agent("remove", "p/s").code == 0
     assert difference(before, everything(wired)) == ""
     assert wired.files() == {}
+
+
+def test_a_port_has_no_address_and_comes_back_down(wired):
+    """A second NIC, which was down."""
+    wired.run("ip link add eth1 type veth peer name eth1p")
+    wired.run("ip link set eth1p addrgenmode none up")
+    wired.run("ip link set eth1 addrgenmode none")
+    before = everything(wired)
+    wanted = host_bridge("eth1", "port")
+    wired.apply(wanted)
+    link = wired.link("eth1")
+    assert (link["master"], "UP" in link["flags"]) == ("br-app", True)
+    assert wired.link("br-app")["address"] == MAC_BR
+    wired.run("ip link set eth1 down")
+    assert wired.agent("check", code=2).report == {"drift": ["uplink-eth1: up want on, is off"]}
+    wired.run("ip link set eth1 nomaster")
+    wired.run("ip address add 192.0.2.1/24 dev eth1")
+    done = wired.apply(wanted, code=1)
+    assert ("a uplink-eth1: eth1 has 192.0.2.1/24, and a NIC that is only a port has no address; remove it from the "
+            "host's network configuration, or let it move to the bridge (bridge.mode: host)") in done.lines  # fmt: skip
+    wired.run("ip address flush dev eth1")
+    assert "uplink-eth1: created (uplink, bridge br-app, mode port)" in wired.apply(wanted).err
+    assert wired.agent("check").report == {"drift": []}
+    wired.agent("remove", "p/s")
+    assert difference(before, everything(wired)) == ""
+
+
+def test_what_is_on_the_nic_again_moves_again(wired):
+    """As after `ifup`; and what was taken from the bridge comes back."""
+    before = everything(wired)
+    wired.apply(host_bridge())
+    wired.run("ip address add 198.18.0.30/24 dev u0")
+    wired.run("ip address del 2001:db8::11/64 dev br-app")
+    drift = wired.agent("check", code=2).report["drift"]
+    assert drift == [
+        "uplink-u0: lacks address 198.18.0.30/24",
+        "uplink-u0: lacks address 2001:db8::11/64",
+        "uplink-u0: has address on the NIC itself 198.18.0.30/24 that is not declared",
+    ]
+    done = wired.apply(host_bridge())
+    assert "uplink-u0: + address 2001:db8::11/64" in done.lines
+    assert "uplink-u0: - address on the NIC itself 198.18.0.30/24" in done.lines
+    assert wired.agent("check").report == {"drift": []}
+    assert lan_of(wired).pings("198.18.0.30")
+    # What the host's owner does with the bridge is left alone, and comes along in the end.
+    wired.run("ip address add 198.18.0.40/24 dev br-app")
+    wired.run(f"ip route replace 192.0.2.0/24 via {GATEWAY} dev br-app")
+    wired.run(f"ip route add 203.0.113.128/25 via {GATEWAY}")
+    assert wired.agent("check").report == {"drift": []}
+    wired.agent("remove", "p/s")
+    assert "203.0.113.128/25 via 198.18.0.1 dev u0" in wired.run("ip route").out
+    wired.run("ip route del 203.0.113.128/25")
+    for address in ("198.18.0.30", "198.18.0.40"):
+        wired.run(f"ip address del {address}/24 dev u0")
+    wired.run(f"ip route replace 192.0.2.0/24 via {GATEWAY} src 198.18.0.20 mtu 1400")
+    assert difference(before, everything(wired)) == ""
+
+
+@pytest.mark.parametrize("configured", [True, False], ids=["configured", "bare"])
+def test_restored_after_a_boot(wired, configured):
+    """With what the host's own configuration put on the NIC, or, where there is none, with what was there."""
+    wired.apply(host_bridge())
+    state = everything(wired)
+    routes = wired.run("ip route").out
+    record = json.loads(wired.run("cat /var/lib/overlay/shared.json").out)
+    record["uplinks"]["u0"]["boot"] = "another"
+    wired.run("tee /var/lib/overlay/shared.json", text=json.dumps(record))
+    # As the kernel has it after a boot, with another interface index for the NIC.
+    wired.run("ip link del br-app")
+    mac = wired.link("u0")["address"]
+    wired.run("ip link del u0")
+    wired.run(f"ip link add u0 address {mac} type veth peer name u1 netns lan")
+    wired.run("ip link set u0 addrgenmode none up")
+    lan = lan_of(wired)
+    lan.run("ip link set u1 addrgenmode none up")
+    lan.run(f"ip address add {GATEWAY}/24 dev u1")
+    lan.run(f"ip address add {GATEWAY6}/64 dev u1 nodad")
+    if configured:
+        wired.run("ip address add 198.18.0.99/24 dev u0")
+        wired.run(f"ip route add default via {GATEWAY} metric 7")
+    wired.agent("restore")
+    assert wired.agent("check").report == {"drift": []}
+    if configured:
+        assert "default via 198.18.0.1 dev br-app metric 7" in wired.run("ip route").out
+        held = wired.json("ip -j -4 address show br-app")[0]["addr_info"]
+        assert [row["local"] for row in held] == ["198.18.0.99"]
+        assert lan.pings("198.18.0.99")
+    else:
+        held = wired.json("ip -j -4 address show br-app")[0]["addr_info"]
+        assert [row["local"] for row in held] == ["198.18.0.11", "198.18.0.20"]
+        assert set(wired.run("ip route").out.splitlines()) == set(routes.splitlines())
+    assert state
+
+
+def test_an_ipv6_address_that_a_router_advertised_moves(wired):
+    """With what is left of its time; the router's next advertisement finds it on the bridge."""
+    wired.run("sysctl -qw net.ipv6.conf.u0.accept_ra=2")
+    wired.run("ip address add 2001:db8::abcd/64 dev u0 valid_lft 1000 preferred_lft 900 nodad")
+    wired.run(f"ip -6 route add default via {GATEWAY6} proto ra metric 1024 expires 600")
+    wired.apply(host_bridge())
+    [row] = [r for r in wired.json("ip -j -6 address show br-app")[0]["addr_info"] if r["local"] == "2001:db8::abcd"]
+    assert 900 < row["valid_life_time"] <= 1000
+    assert wired.run("sysctl -n net.ipv6.conf.br-app.accept_ra").out == "2\n"
+    [route] = [r for r in wired.json("ip -j -6 route show default") if r.get("protocol") == "ra"]
+    assert (route["metric"], 500 < route["expires"] <= 600) == (1025, True)
+    wired.agent("remove", "p/s")
+    [row] = [r for r in wired.json("ip -j -6 address show u0")[0]["addr_info"] if r["local"] == "2001:db8::abcd"]
+    assert 900 < row["valid_life_time"] <= 1000
+
+
+def test_settings_of_the_nic_are_the_bridges(wired):
+    for setting in ("ipv4.conf.u0.rp_filter=2", "ipv4.conf.u0.arp_ignore=1", "ipv6.conf.u0.use_tempaddr=1"):
+        wired.run(f"sysctl -qw net.{setting}")
+    wired.apply(host_bridge())
+    names = ("ipv4.conf.br-app.rp_filter", "ipv4.conf.br-app.arp_ignore", "ipv6.conf.br-app.use_tempaddr")
+    assert [wired.run(f"sysctl -n net.{name}").out.strip() for name in names] == ["2", "1", "1"]
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+REFUSED = {
+    "missing": ("eth9", "", "eth9 is not on this host; its NICs are u0, x0, x1"),
+    "a bridge": ("br9", "ip link add br9 type bridge", "br9 is a bridge itself; name a NIC"),
+    "a tunnel": ("vx9", "ip link add vx9 type vxlan id 9 dstport 4790", "vx9 is a vxlan itself; name a NIC"),
+    "not Ethernet": ("lo", "true", "lo is not Ethernet, and cannot be a port of a bridge; name another NIC"),
+    "a port": ("x0", "ip link add br9 type bridge; ip link set x0 master br9",
+               "x0 is a port of br9 (bridge) already, and not by us; take it out there: ip link set x0 nomaster"),
+    "another MTU": ("x0", "ip link set x0 mtu 1400",
+                    "x0 has MTU 1400, and the bridge that takes its place would have 1500; set the host's mtu to 1400, "
+                    "or the NIC's: ip link set x0 mtu 1500"),
+    "a lease": ("x0", "ip address add 192.0.2.9/24 dev x0 valid_lft 1000 preferred_lft 900",
+                "x0 has 192.0.2.9/24 for 1000 s more, a lease of a DHCP client, which would renew it on the NIC and not "
+                "on the bridge; give the host a fixed address there, or take another NIC"),
+    "a rule": ("x0", "ip rule add iif x0 table 77",
+               "x0: a policy routing rule names it (iif x0) and would not see its packets any more; write the rule by "
+               "address (ip rule), or take another NIC"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_an_uplink(wired, what):
+    nic, command, sentence = REFUSED[what]
+    wired.run("ip link add x0 type veth peer name x1")
+    wired.run("sh", "-c", command)
+    before = everything(wired)
+    wanted = host_bridge(nic)
+    wanted["devices"]["br-app"]["mac"] = MAC_BR
+    done = wired.apply(wanted, code=1)
+    assert done.lines == [f"a uplink-{nic}: {sentence}", "nothing was changed"]
+    assert difference(before, everything(wired)) == ""
+
+
+def test_a_nic_that_is_too_small_for_a_segment(wired):
+    wired.run("ip link add x0 type veth peer name x1")
+    wired.run("ip link set x0 mtu 1400")
+    done = wired.apply(host_bridge("x0", "port"), code=1)
+    assert done.lines[0] == ("a uplink-x0: x0 has MTU 1400, and the segment 1500; set the segment's mtu to 1400, or the "
+                             "NIC's: ip link set x0 mtu 1500")  # fmt: skip
+
+
+def test_a_nic_of_another_stack_and_a_bridge_of_nobody(wired):
+    wired.apply(host_bridge())
+    other = host_bridge(nic="u0")
+    other["owner"] = {"project": "p", "stack": "t", "id": "id-of-t"}
+    other["devices"] = {"br-other": other["devices"]["br-app"]}
+    other["services"]["uplink-u0"]["bridge"] = "br-other"
+    done = wired.apply(other, code=1)
+    assert done.lines[0] == (
+        "a uplink-u0: u0 is an uplink of overlay:p/s/uplink-u0 already; a NIC is a port of one bridge"
+    )
+    other["services"]["uplink-u0"]["bridge"] = "br-app"
+    done = wired.apply(other, code=1)
+    assert done.lines[0] == "a uplink-u0: bridge: 'br-app' is not a bridge of this document; declare it"
+    other["services"] = {"u0": other["services"]["uplink-u0"]}
+    assert wired.apply(other, code=1).lines[0] == "a u0: a service of this kind is called uplink-<NIC>"
+
+
+def test_who_is_told_to_leave_it_alone(wired):
+    """networkd and NetworkManager, where they run: here only their folders are."""
+    wired.run("mkdir -p /run/systemd/netif /run/NetworkManager")
+    wired.apply(host_bridge())
+    networkd, manager = "/run/systemd/network/00-overlay-u0.network", "/run/NetworkManager/conf.d/90-overlay-u0.conf"
+    assert "[Match]\nName=u0 br-app\n\n[Link]\nUnmanaged=yes\n" in wired.run(f"cat {networkd}").out
+    assert "match-device=interface-name:=u0,interface-name:=br-app\nmanaged=0\n" in wired.run(f"cat {manager}").out
+    wired.run(f"rm {networkd}")
+    assert wired.agent("check", code=2).report == {"drift": ["uplink-u0: leftAlone want on, is off"]}
+    wired.apply(host_bridge())
+    wired.agent("remove", "p/s")
+    assert not wired.run("find /run/systemd/network /run/NetworkManager -type f").out
 
 
 # -- armed ---------------------------------------------------------------------------------------
