@@ -85,7 +85,8 @@ def _start_process(guard: str) -> None:
         for one in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(one, signal.SIG_IGN)
         # Anew, so that it has nothing of this process: neither the lock nor the SSH session's pipes.
-        os.execve(COMMAND, [COMMAND, "watch", guard], {"PATH": os.environ.get("PATH", os.defpath)})
+        environment = {"PATH": os.environ.get("PATH", os.defpath)}
+        os.execve(COMMAND, [COMMAND, "watch", guard], environment)  # noqa: S606 - no shell is the point
     finally:
         os._exit(1)
 

@@ -191,7 +191,7 @@ def _is_address(text: str) -> bool:
 class _Pings:
     """Echo requests and their replies (RFC 792, RFC 4443), of both IP versions."""
 
-    def __enter__(self) -> _Pings:
+    def __enter__(self) -> _Pings:  # noqa: PYI034 - Self is from 3.11
         self._id, self._sockets = os.getpid() & 0xFFFF, {}
         for family, protocol in ((socket.AF_INET, socket.IPPROTO_ICMP), (socket.AF_INET6, socket.IPPROTO_ICMPV6)):
             with suppress(OSError):  # a kernel without IPv6

@@ -9,6 +9,7 @@ boot and when it is told to, and needs no word.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,13 +26,13 @@ def _wanted(nic: str, bridge: str) -> dict[str, str]:
     """The files' texts, by path, as far as there is somebody who reads them."""
     out = {}
     if os.path.isdir(NETWORKD):
-        # 00: the first file that matches counts. The bridge too: it has the NIC's MAC address, and files may match by that.
+        # 00: the first file that matches counts. The bridge too: files may match by MAC address, and it has the NIC's.
         out[f"{NETWORKD_FILES}/00-overlay-{nic}.network"] = (
             f"{_MADE}[Match]\nName={nic} {bridge}\n\n[Link]\nUnmanaged=yes\n"
         )
     if os.path.isdir(MANAGER):
-        devices = f"interface-name:={nic},interface-name:={bridge}"
-        out[f"{MANAGER_FILES}/90-overlay-{nic}.conf"] = f"{_MADE}[device-overlay-{nic}]\nmatch-device={devices}\nmanaged=0\n"
+        text = f"{_MADE}[keyfile]\nunmanaged-devices+=interface-name:={nic};interface-name:={bridge}\n"
+        out[f"{MANAGER_FILES}/90-overlay-{nic}.conf"] = text
     return out
 
 
@@ -50,7 +51,7 @@ def put(kernel: Kernel, nic: str, bridge: str) -> None:
             file.write(text)
         os.rename(f"{path}.new", path)
         kernel.reached()
-    _read_again([nic, bridge], managed="no")
+    _read_again()
 
 
 def remove(kernel: Kernel, nic: str) -> None:
@@ -60,26 +61,17 @@ def remove(kernel: Kernel, nic: str) -> None:
         os.unlink(path)
         kernel.reached()
     if gone:
-        _read_again([nic], managed="yes")
+        _read_again()
 
 
-def _read_again(devices: list[str], *, managed: str) -> None:
-    if os.path.isdir(NETWORKD):
-        _run("networkctl", "reload")
-    if os.path.isdir(MANAGER):
-        _run("nmcli", "general", "reload", "conf")
-        for device in devices:
-            _run("nmcli", "device", "set", device, "managed", managed)
-
-
-def _run(*words: str) -> None:
-    """Whether it heard shows in what becomes of the addresses, which is read back."""
+def _read_again() -> None:
+    """Whether they heard shows in what becomes of the addresses, which are read back."""
     import subprocess  # noqa: PLC0415 - costs 5 ms where there is none of them
 
-    try:
-        subprocess.run(words, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        pass
+    heard = {NETWORKD: ["networkctl", "reload"], MANAGER: ["nmcli", "general", "reload", "conf"]}
+    for words in [words for folder, words in heard.items() if os.path.isdir(folder)]:
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(words, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=10)
 
 
 def owner_of(nic: str, index: int) -> str:

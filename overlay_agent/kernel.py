@@ -249,11 +249,7 @@ class Kernel:
     def drop_routes(self, name: str) -> None:
         """Removes what `routes_to_move` would find."""
         for route in self._movable(self.index_of[name]):
-            try:
-                self._change(f"{name}: remove {route}", RTM_DELROUTE, [bytes.fromhex(route.text(0))])
-            except KernelError as error:
-                if error.code != errno.ESRCH:  # it went with an address
-                    raise
+            self.delete_route(name, route.text(0))
 
     def _movable(self, index: int) -> list[_Route]:
         return [

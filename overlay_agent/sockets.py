@@ -89,7 +89,8 @@ def established(address: str, port: int, peer: str, peer_port: int) -> Connectio
     ends = (ipaddress.ip_address(address), port, ipaddress.ip_address(peer), peer_port)
     for family in (socket.AF_INET, socket.AF_INET6):
         size = 4 if family == socket.AF_INET else 16
-        request = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), _ESTABLISHED) + bytes(48)
+        more = 1 << (_INET_DIAG_INFO - 1)
+        request = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, more, _ESTABLISHED) + bytes(48)
         for body in _dump(request):
             ports = struct.unpack_from(">HH", body, 4)
             here, there = (ipaddress.ip_address(body[at : at + size]) for at in (8, 24))

@@ -90,10 +90,8 @@ def _taken(kernel: Kernel, nic: str, spec: Any, record: Mapping[str, Any] | None
     link = kernel.links.get(nic)
     now = movable(kernel.held(nic)) if link else []
     is_port = bool(link and kernel.name_of.get(link.master) == spec.bridge)
-    if record and (is_port or not any(one.seconds is None for one in now)):
-        known = list(record["addresses"])
-    else:
-        known = []
+    counts = record and (is_port or not any(one.seconds is None for one in now))
+    known = list(record["addresses"]) if record and counts else []
     stays = [one.address for one in now if one.seconds is None]
     return {address: {} for address in dict.fromkeys([*known, *stays]) if not floats(address)}
 

@@ -30,8 +30,8 @@ class BridgeOptions(model.Model):
     )
     mode: Annotated[str, Checked(fields.Choice(MODES))] = pydantic.Field(
         default=NAT,
-        description="nat: the segment is the hosts' own; host: the network that a NIC is in, whose addresses move to the "
-        "bridge; external: one that a router outside serves, where the hosts have no address",
+        description="Whose network it is. nat: the hosts' own; host: the one that a NIC is in, whose addresses move to "
+        "the bridge; external: one that a router outside serves, where hosts have no address",
     )
     uplinks: _Nics = pydantic.Field(
         default={}, description="By host, the NIC that leads to that network (mode: host, external)"
@@ -40,7 +40,8 @@ class BridgeOptions(model.Model):
         default={}, description="By host, a further NIC, behind which are machines that the segment serves too"
     )
     separate_lans: Annotated[bool, Checked(fields.Flag())] = pydantic.Field(
-        default=False, description="true: no two of these NICs are on one LAN, so that tunnels between their hosts make no loop"
+        default=False,
+        description="true: no two of these NICs are on one LAN, so that tunnels between their hosts make no loop",
     )
     attach: foreign_bridge.Attach = pydantic.Field(default=None, description="A bridge that is there already")
     docker: foreign_bridge.Docker = pydantic.Field(default=None, description="A Docker network to make")

@@ -8,6 +8,7 @@ this segment serves, as it does containers.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +63,9 @@ class Uplinks:
             self.is_member(place, host)
         if mode == NAT and self.bridge.uplinks:
             self.wrong.append(
-                f"{where}.uplinks: stands beside mode: {NAT}, in which the host is the gateway and its NIC stays its own; "
-                f"write mode: {HOST} (the NIC's addresses move to the bridge), mode: {EXTERNAL} (a router outside serves "
-                "the segment), or extraHosts for a NIC behind which the segment has more machines"
+                f"{where}.uplinks: stands beside mode: {NAT}, in which the host is the gateway and its NIC stays its "
+                f"own; write mode: {HOST} (the NIC's addresses move to the bridge), mode: {EXTERNAL} (a router outside "
+                "serves the segment), or extraHosts for a NIC behind which the segment has more machines"
             )
         if mode != NAT and not self.bridge.uplinks:
             first = self.hosts[0] if self.hosts else "a"
@@ -76,8 +77,8 @@ class Uplinks:
             )
         if self.moves and getattr(self.bridge, "stp", False):
             self.wrong.append(
-                f"{where}.stp: true, with mode: {HOST}; a port with spanning tree is silent for twice forwardDelay, and "
-                "the host could not be reached; leave it out"
+                f"{where}.stp: true, with mode: {HOST}; a port with spanning tree is silent for twice forwardDelay, "
+                "and the host could not be reached; leave it out"
             )
 
     def refuses_address(self, where: str, host: str) -> bool:
@@ -104,12 +105,12 @@ class Uplinks:
                 stp = "" if self.moves else f" set {self.where}.bridge.stp: true,"
                 self.wrong.append(
                     f"{self.where}.bridge: would loop if the NICs of {other} and {host} are on one LAN, since tunnels "
-                    f"join these hosts too; leave one of the NICs or the tunnel out,{stp} or write separateLans: true if "
-                    "each is on a LAN of its own"
+                    f"join these hosts too; leave one of the NICs or the tunnel out,{stp} or write separateLans: true "
+                    "if each is on a LAN of its own"
                 )
                 return
         uplinked = [host for host in self.bridge.uplinks if host in self.hosts]
-        for one, other in zip(uplinked, uplinked[1:], strict=False):
+        for one, other in itertools.pairwise(uplinked):
             graph.setdefault(one, set()).add(other)
             graph.setdefault(other, set()).add(one)
 

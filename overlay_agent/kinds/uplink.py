@@ -295,16 +295,12 @@ def _joined(kernel: Kernel, link: Link, spec: Uplink, record: Mapping[str, Any] 
 
 
 def _wrong_size(link: Link, spec: Uplink, mtu: int) -> list[str]:
+    or_nic = f"or the NIC's: ip link set {link.name} mtu {mtu}"
     if spec.mode == HOST and link.mtu != mtu:
-        return [
-            f"{link.name} has MTU {link.mtu}, and the bridge that takes its place would have {mtu}; set the host's "
-            f"mtu to {link.mtu}, or the NIC's: ip link set {link.name} mtu {mtu}"
-        ]
+        why = f"{link.name} has MTU {link.mtu}, and the bridge that takes its place would have {mtu}"
+        return [f"{why}; set the host's mtu to {link.mtu}, {or_nic}"]
     if link.mtu < mtu:
-        return [
-            f"{link.name} has MTU {link.mtu}, and the segment {mtu}; set the segment's mtu to {link.mtu}, or the NIC's: "
-            f"ip link set {link.name} mtu {mtu}"
-        ]
+        return [f"{link.name} has MTU {link.mtu}, and the segment {mtu}; set the segment's mtu to {link.mtu}, {or_nic}"]
     return []
 
 
@@ -317,10 +313,9 @@ def _wrong_addresses(kernel: Kernel, link: Link, spec: Uplink, record: Mapping[s
         moved = list(record["addresses"]) if record and record["mode"] == HOST else []
         standing = [*(one.address for one in held if one not in learnt), *moved]
         if standing:
-            return [
-                f"{link.name} has {', '.join(standing)}, and a NIC that is only a port has no address; remove it from "
-                "the host's network configuration, or let it move to the bridge (bridge.mode: host)"
-            ]
+            why = f"{link.name} has {', '.join(standing)}, and a NIC that is only a port has no address"
+            ways = "remove it from the host's network configuration, or let it move to the bridge (bridge.mode: host)"
+            return [f"{why}; {ways}"]
         return []
     leased = [one for one in held if one.seconds is not None and one not in learnt]
     if not leased:

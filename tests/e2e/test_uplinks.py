@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import json
 import re
 import signal
@@ -28,7 +29,8 @@ def network(stack, host):
     out = []
     for command in ("ip -j addr", "ip -j route show table all", "ip -j -6 route show table all", "ip -j rule"):
         rows = json.loads(stack.lab.run(host, command).stdout or "[]")
-        out += [json.dumps(row, sort_keys=True) for row in rows]
+        # A NIC that was up once has another queue than one that never was.
+        out += [re.sub(r'"qdisc": "\w+", ', "", json.dumps(row, sort_keys=True)) for row in rows]
     return out
 
 
@@ -76,7 +78,7 @@ def outage(stack, host):
         ping.send_signal(signal.SIGINT)
         text, _ = ping.communicate(timeout=10)
     times = [float(stamp) for stamp in re.findall(r"^\[([\d.]+)\] \d+ bytes from", text, re.MULTILINE)]
-    longest = max(b - a for a, b in zip(times, times[1:], strict=False))
+    longest = max(b - a for a, b in itertools.pairwise(times))
     print(f"{host}: away for {longest:.1f} s")
     assert 1 < longest < BACK, text
 
@@ -91,7 +93,8 @@ def test_a_host_bridge_over_the_nic_that_carries_ssh(stack, record_property):
     before = {host: network(stack, host) for host in stack.hosts}
     mac = lab.links("h1")["eth0"]["address"]
     routes = lab.run("h1", "ip route show default").stdout
-    waits = lab.operator_popen(["ssh", "h1", "read word; echo got $word"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    reads = ["ssh", "h1", "read word; echo got $word"]
+    waits = lab.operator_popen(reads, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     preview = stack.preview().ok()
     assert re.search(r'mac *: "of eth0"', preview)
@@ -176,10 +179,9 @@ def test_the_agent_is_killed_while_armed(stack):
     stack.up().ok()
     before = network(stack, "h1")
     stack.segments["lan"]["bridge"]["uplinks"] = {"h1": "eth0", "h2": "eth0"}
-    for point in (8, 12, 16):
+    for point in (6, 9):
         once(stack, "h1", f"export OVERLAY_FAULT={point}:all")
-        with contextlib.suppress(AssertionError):
-            stack.up().failed()
+        stack.up().failed()
         wait_for(lambda: not stack.lab.run("h1", ["pgrep", "-f", "overlay-agent watch"], check=False).stdout)
         assert difference(before, network(stack, "h1")) == "", point
     stack.up().ok()
