@@ -141,9 +141,11 @@ class UplinkKind(Kind):
         from overlay_agent import hands_off, host  # noqa: PLC0415 - of few documents
         from overlay_agent.kernel import reindexed  # noqa: PLC0415 - kinds are also imported where there is none
 
-        if spec.bridge == _NO_BRIDGE:  # an undo: somebody had taken it out, and `put_back` keeps what was kept
-            return
         nic = uplinks.nic_of(name)
+        if spec.bridge == _NO_BRIDGE:  # an undo: somebody had taken it out, and `put_back` keeps what was kept
+            if kernel.links[nic].up != spec.up:
+                kernel.set_up(nic, spec.up)
+            return
         link, boot = kernel.links[nic], host.here().boot
         held = uplinks.movable(kernel.held(nic)) if spec.mode == HOST else []
         routes = kernel.routes_to_move(link.index) if spec.mode == HOST else []
@@ -254,8 +256,8 @@ def _move_back(kernel: Kernel, nic: str, record: Mapping[str, Any]) -> None:
 
 
 def _copy_settings(kernel: Kernel, nic: str, bridge: str, *, learns: bool) -> None:
-    """The bridge treats packets as the NIC did: filters, whether it has IPv6 at all. `learns`: the NIC has addresses
-    from router advertisements. Whoever handled those there, networkd for one, does not on the bridge: the kernel does."""
+    """The bridge treats packets as the NIC did: filters, whether it has IPv6 at all. `learns`: the NIC has some
+    addresses from router advertisements. Whoever handled those, such as networkd, does not here: the kernel does."""
     also = {"accept_ra": _HEAR_AS_ROUTER, "autoconf": "1"} if learns else {}
     for family in ("ipv4", "ipv6"):
         here, there = (_CONF.format(family=family, device=device) for device in (nic, bridge))
@@ -339,8 +341,8 @@ def _wrong_addresses(kernel: Kernel, link: Link, spec: Uplink, record: Mapping[s
 
     owner = hands_off.owner_of(link.name, link.index)
     return [
-        f"{link.name} has {one.address} for {one.seconds} s more, a lease of {owner}, which would renew it on the NIC "
-        "and not on the bridge; give the host a fixed address there, or take another NIC"
+        f"{link.name} has {one.address} by a lease of {owner}, which would renew it on the NIC and not on the bridge; "
+        "give the host a fixed address there, or take another NIC"
         for one in leased
     ]
 

