@@ -67,14 +67,19 @@ class UplinkKind(Kind):
         nic, bridge = uplinks.nic_of(name), spec.bridge
         out = [["ip", "link", "set", "dev", nic, "master", bridge, "up"]]
         if spec.mode == HOST:
-            # One line: what is typed after the first command of it would not arrive.
-            moved = (
-                f"ip -o address show dev {nic} scope global | while read -r _ _ _ address _; do "
-                f"ip address add $address dev {bridge}; done; "
-                f"routes=$(ip route show dev {nic} | grep -v 'proto kernel'); "
-                f"{' '.join(out[0])}; ip address flush dev {nic} scope global; "
-                f'echo "$routes" | while read -r route; do ip route replace $route dev {bridge}; done'
-            )
+            # One line: over SSH, what is typed after the first command of it would not arrive.
+            steps = [f"r{v}=$(ip -{v} route show dev {nic} | grep -v 'proto kernel')" for v in (4, 6)]
+            steps += [
+                f"ip -{v} -o address show dev {nic} scope global | while read -r _ _ _ address _; "
+                f"do ip address add $address dev {bridge} {more}; done"
+                for v, more in ((4, "brd +"), (6, "nodad"))
+            ]
+            steps += [" ".join(out[0]), f"ip address flush dev {nic} scope global"]
+            steps += [
+                f'echo "$r{v}" | while read -r to; do test -z "$to" || ip -{v} route replace $to dev {bridge}; done'
+                for v in (4, 6)
+            ]
+            moved = "; ".join(steps)
             out = [["sh", "-c", moved]]
         return out
 
