@@ -58,6 +58,21 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("runtime", choices=("docker", "lxd"))
     start.add_argument("host")
 
+    _add_containers(verbs, common)
+    lxc = verbs.add_parser("lxc", parents=[common], help="make and start an LXC container; lxc.net.0.* on stdin")
+    lxc.add_argument("host")
+    lxc.add_argument("container")
+    lxc.add_argument("--start", default="", metavar="CMD", help="shell command for each of its starts")
+
+    vm = verbs.add_parser("vm", help="boot a VM with Debian's stock kernel; run CMD in it (or a shell), and end it")
+    vm.add_argument("--systemd", action="store_true", help="systemd is PID 1, as on a real host (slower)")
+    vm.add_argument("--nics", type=int, default=0, help="further network cards, all on one wire (default: 0)")
+    vm.add_argument("--memory", type=int, default=2048, help="MiB (default: 2048)")
+    vm.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD …")
+    return parser
+
+
+def _add_containers(verbs: Any, common: argparse.ArgumentParser) -> None:
     container = verbs.add_parser("container", help="network namespaces that stand in for containers")
     actions = container.add_subparsers(dest="action", required=True, metavar="ACTION")
     add = actions.add_parser("add", parents=[common], help="make one and plug it into a bridge of its host")
@@ -80,18 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     inside.add_argument("host")
     inside.add_argument("container")
     inside.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD …")
-
-    lxc = verbs.add_parser("lxc", parents=[common], help="make and start an LXC container; lxc.net.0.* on stdin")
-    lxc.add_argument("host")
-    lxc.add_argument("container")
-    lxc.add_argument("--start", default="", metavar="CMD", help="shell command for each of its starts")
-
-    vm = verbs.add_parser("vm", help="boot a VM with Debian's stock kernel; run CMD in it (or a shell), and end it")
-    vm.add_argument("--systemd", action="store_true", help="systemd is PID 1, as on a real host (slower)")
-    vm.add_argument("--nics", type=int, default=0, help="further network cards, all on one wire (default: 0)")
-    vm.add_argument("--memory", type=int, default=2048, help="MiB (default: 2048)")
-    vm.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD …")
-    return parser
 
 
 def _say(text: str) -> None:

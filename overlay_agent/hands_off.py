@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NETWORKD, NETWORKD_FILES = "/run/systemd/netif", "/run/systemd/network"
 #: The same of NetworkManager(8).
 MANAGER, MANAGER_FILES = "/run/NetworkManager", "/run/NetworkManager/conf.d"
+MANAGER_LEASES = "/var/lib/NetworkManager"
 _MADE = "# Made by overlay-agent, and gone with the uplink.\n"
 
 
@@ -78,7 +79,8 @@ def owner_of(nic: str, index: int) -> str:
     """Whose lease an address of the NIC is, in words."""
     if os.path.exists(f"{NETWORKD}/leases/{index}"):
         return "systemd-networkd"
-    if "connection-uuid=" in (_text(f"{MANAGER}/devices/{index}") or ""):
+    leases = os.listdir(MANAGER_LEASES) if os.path.isdir(MANAGER_LEASES) else []
+    if any(name.endswith(f"-{nic}.lease") for name in leases):
         return "NetworkManager"
     for process in os.listdir("/proc"):
         words = (_text(f"/proc/{process}/cmdline") or "").split("\0") if process.isdigit() else []

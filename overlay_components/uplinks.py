@@ -116,7 +116,7 @@ class Uplinks:
 
     def warning(self, size: int, hosts: Sequence[End], *, tunnelled: bool) -> str:
         """What machines outside have to know of the MTU; empty: nothing."""
-        if not tunnelled:
+        if not tunnelled or self.options.mtu is not None:
             return ""
         for host in hosts:
             nic = self.bridge.uplinks.get(host.name) or (
@@ -125,7 +125,8 @@ class Uplinks:
             if nic and host.mtu and size < host.mtu:
                 return (
                     f"{self.where}: machines behind {nic} of {host.name} may send packets of {host.mtu} bytes, and the "
-                    f"tunnels carry {size}; set the MTU of those that talk through the tunnels to {size}"
+                    f"tunnels carry {size}; set the MTU of those that talk through the tunnels to {size}, and write "
+                    f"{self.where}.mtu: {size} to say so"
                 )
         return ""
 

@@ -99,6 +99,17 @@ class BridgeKind(DeviceKind):
             going = {*going, *(nic for nic, one in uplinks.kept().items() if one["bridge"] == name)}
         return super().in_use(kernel, name, going)
 
+    def image(self, kernel: Kernel, name: str, mark: str) -> dict[str, Any]:
+        from overlay_agent import uplinks  # noqa: PLC0415 - of few documents
+
+        found = super().image(kernel, name, mark)
+        nics = {nic: one for nic, one in uplinks.kept().items() if one["bridge"] == name}
+        # A NIC, and what the bridge has of it, is for the uplink to bring back, wherever that then belongs.
+        found["ports"] = [port for port in found["ports"] if port not in nics]
+        if any(one["mode"] == uplinks.HOST for one in nics.values()):
+            found.update(addresses=[], routes=[])
+        return found
+
     # -- on the host: its rule in Docker's chain ---------------------------------------------
 
     def beside(self, kernel: Kernel, name: str, mark: str) -> list[Difference]:

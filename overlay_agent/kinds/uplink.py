@@ -27,8 +27,12 @@ ARPHRD_ETHER = 1
 CABLES = ("", "veth", "vlan")
 #: What of a NIC's settings is not for others, or follows by itself.
 _NOT_COPIED = {"mtu", "stable_secret", "mc_forwarding", "addr_gen_mode", "forwarding"}
+#: Where the NIC was a port, and is none any more.
+_NO_BRIDGE = "(none)"
 _CONF = "/proc/sys/net/{family}/conf/{device}"
 CLASS = "/sys/class/net"
+#: Of accept_ra: also where the host forwards packets.
+_HEAR_AS_ROUTER = "2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +67,19 @@ class UplinkKind(Kind):
         nic, bridge = uplinks.nic_of(name), spec.bridge
         out = [["ip", "link", "set", "dev", nic, "master", bridge, "up"]]
         if spec.mode == HOST:
-            # One line: what is typed after the first command of it would not arrive.
-            moved = (
-                f"ip -o address show dev {nic} scope global | while read -r _ _ _ address _; do "
-                f"ip address add $address dev {bridge}; done; "
-                f"routes=$(ip route show dev {nic} | grep -v 'proto kernel'); "
-                f"{' '.join(out[0])}; ip address flush dev {nic} scope global; "
-                f'echo "$routes" | while read -r route; do ip route replace $route dev {bridge}; done'
-            )
+            # One line: over SSH, what is typed after the first command of it would not arrive.
+            steps = [f"r{v}=$(ip -{v} route show dev {nic} | grep -v 'proto kernel')" for v in (4, 6)]
+            steps += [
+                f"ip -{v} -o address show dev {nic} scope global | while read -r _ _ _ address _; "
+                f"do ip address add $address dev {bridge} {more}; done"
+                for v, more in ((4, "brd +"), (6, "nodad"))
+            ]
+            steps += [" ".join(out[0]), f"ip address flush dev {nic} scope global"]
+            steps += [
+                f'echo "$r{v}" | while read -r to; do test -z "$to" || ip -{v} route replace $to dev {bridge}; done'
+                for v in (4, 6)
+            ]
+            moved = "; ".join(steps)
             out = [["sh", "-c", moved]]
         return out
 
@@ -104,18 +113,20 @@ class UplinkKind(Kind):
     # -- reading -----------------------------------------------------------------------------
 
     def find(self, kernel: Kernel, name: str, mark: str) -> Uplink | None:
-        from overlay_agent import hands_off  # noqa: PLC0415 - of few documents
+        from overlay_agent import hands_off, host  # noqa: PLC0415 - of few documents
 
         nic = uplinks.nic_of(name)
         record, link = uplinks.kept().get(nic), kernel.links.get(nic)
-        if record is None or record["mark"] != mark or link is None or not link.master:
+        if record is None or record["mark"] != mark or link is None:
+            return None
+        if not link.master and record["boot"] != host.here().boot:
             return None
         on_nic: dict[str, Any] = {one.address: {} for one in uplinks.movable(kernel.held(nic)) if one.seconds is None}
         on_bridge: dict[str, Any] = {}
         if record["mode"] == HOST and record["bridge"] in kernel.links:
             there = [one.address for one in kernel.held(record["bridge"])]
             on_bridge = {a: {} for a in record["addresses"] if a in there and not uplinks.floats(a)}
-        bridge = kernel.name_of.get(link.master, "")
+        bridge = kernel.name_of.get(link.master, _NO_BRIDGE)
         told = hands_off.is_told(nic, record["bridge"])
         return Uplink(bridge, record["mode"], link.up, told, on_bridge, on_nic)
 
@@ -136,6 +147,10 @@ class UplinkKind(Kind):
         from overlay_agent.kernel import reindexed  # noqa: PLC0415 - kinds are also imported where there is none
 
         nic = uplinks.nic_of(name)
+        if spec.bridge == _NO_BRIDGE:  # an undo: somebody had taken it out, and `put_back` keeps what was kept
+            if kernel.links[nic].up != spec.up:
+                kernel.set_up(nic, spec.up)
+            return
         link, boot = kernel.links[nic], host.here().boot
         held = uplinks.movable(kernel.held(nic)) if spec.mode == HOST else []
         routes = kernel.routes_to_move(link.index) if spec.mode == HOST else []
@@ -165,7 +180,7 @@ class UplinkKind(Kind):
         hands_off.put(kernel, nic, spec.bridge)
 
     def _move(self, kernel: Kernel, nic: str, bridge: str, record: Mapping[str, Any], held: list[Held]) -> None:
-        _copy_settings(kernel, nic, bridge)
+        _copy_settings(kernel, nic, bridge, learns=any(map(_is_learnt, held)))
         there = {one.address for one in kernel.held(bridge)}
         missing = [text for address, text in record["addresses"].items() if address not in there]
         for text in missing:
@@ -190,7 +205,6 @@ class UplinkKind(Kind):
         record, link = uplinks.kept().get(nic), kernel.links.get(nic)
         if record is None or record["mark"] != mark:
             return
-        hands_off.remove(kernel, nic)
         # After a boot it is as the host's own configuration has it, until it is a port again.
         if link is not None and record["boot"] == host.here().boot:
             if record["mode"] == HOST:
@@ -200,6 +214,8 @@ class UplinkKind(Kind):
                 link.master = 0
             if link.up and not record["up"]:
                 kernel.set_up(nic, False)
+        # Last: whoever gets it back shall find it as it was, and not make it anew.
+        hands_off.remove(kernel, nic)
         uplinks.keep(kernel, nic, record.get("before") if uplinks.is_undoing() else None)
 
     def put_back(self, kernel: Kernel, name: str, image: Mapping[str, Any], *, exactly: bool) -> list[str]:
@@ -244,12 +260,14 @@ def _move_back(kernel: Kernel, nic: str, record: Mapping[str, Any]) -> None:
         kernel.drop_routes(bridge)
 
 
-def _copy_settings(kernel: Kernel, nic: str, bridge: str) -> None:
-    """The bridge treats packets as the NIC did: filters, router advertisements, whether it has IPv6 at all."""
+def _copy_settings(kernel: Kernel, nic: str, bridge: str, *, learns: bool) -> None:
+    """The bridge treats packets as the NIC did: filters, whether it has IPv6 at all. `learns`: the NIC has some
+    addresses from router advertisements. Whoever handled those, such as networkd, does not here: the kernel does."""
+    also = {"accept_ra": _HEAR_AS_ROUTER, "autoconf": "1"} if learns else {}
     for family in ("ipv4", "ipv6"):
         here, there = (_CONF.format(family=family, device=device) for device in (nic, bridge))
         for setting in sorted(set(os.listdir(here)) - _NOT_COPIED) if os.path.isdir(here) else ():
-            value = _read(f"{here}/{setting}")
+            value = also.get(setting) or _read(f"{here}/{setting}")
             if value is None or _read(f"{there}/{setting}") in (None, value):
                 continue
             try:
@@ -304,11 +322,15 @@ def _wrong_size(link: Link, spec: Uplink, mtu: int) -> list[str]:
     return []
 
 
+def _is_learnt(one: Held) -> bool:
+    """Whether it comes from a router's advertisement (RFC 4862); what DHCPv6 gives is one address alone."""
+    return one.seconds is not None and ":" in one.address and not one.address.endswith("/128")
+
+
 def _wrong_addresses(kernel: Kernel, link: Link, spec: Uplink, record: Mapping[str, Any] | None) -> list[str]:
     """Addresses that cannot move, or that must not be there."""
     held = [one for one in kernel.held(link.name) if not one.temporary]
-    by_kernel = (_read(_CONF.format(family="ipv6", device=link.name) + "/accept_ra") or "0") != "0"
-    learnt = [one for one in held if one.seconds is not None and ":" in one.address and by_kernel]
+    learnt = [one for one in held if _is_learnt(one)]
     if spec.mode == PORT:
         moved = list(record["addresses"]) if record and record["mode"] == HOST else []
         standing = [*(one.address for one in held if one not in learnt), *moved]
@@ -324,8 +346,8 @@ def _wrong_addresses(kernel: Kernel, link: Link, spec: Uplink, record: Mapping[s
 
     owner = hands_off.owner_of(link.name, link.index)
     return [
-        f"{link.name} has {one.address} for {one.seconds} s more, a lease of {owner}, which would renew it on the NIC "
-        "and not on the bridge; give the host a fixed address there, or take another NIC"
+        f"{link.name} has {one.address} by a lease of {owner}, which would renew it on the NIC and not on the bridge; "
+        "give the host a fixed address there, or take another NIC"
         for one in leased
     ]
 

@@ -8,7 +8,7 @@ import re
 import time
 
 import pytest
-from agent_support import MAC_BR, Node, bridge, document
+from agent_support import MAC_BR, PYTHON, Node, bridge, document, usual
 
 GATEWAY, GATEWAY6 = "198.18.0.1", "2001:db8::1"
 
@@ -68,7 +68,8 @@ def everything(host):
     found = {**host.state(), "rule": host.json("ip -j rule")}
     # What a bridge learns from traffic has no state.
     rows = [(what, row) for what, rows in found.items() for row in rows if '"state": ""' not in json.dumps(row)]
-    return [re.sub(r'"qdisc": "\w+", ', "", f"{what}: {json.dumps(row, sort_keys=True)}") for what, row in rows]
+    texts = (f"{what}: {json.dumps(row, sort_keys=True)}" for what, row in rows)
+    return [re.sub(r'"qdisc": "\w+", |"linkdown"', "", text) for text in texts]
 
 
 def difference(before, now):
@@ -101,7 +102,7 @@ def test_addresses_and_routes_move_and_come_back(wired):
     assert "a: nothing to do, 2 objects as declared" in wired.apply(host_bridge()).err
     assert wired.agent("check").report == {"drift": []}
     assert difference(state, everything(wired)) == ""
-    assert wired.agent("remove", "p/s").code == 0
+    wired.agent("remove", "p/s")
     assert difference(before, everything(wired)) == ""
     assert wired.files() == {}
 
@@ -125,7 +126,13 @@ def test_a_port_has_no_address_and_comes_back_down(wired):
     assert ("a uplink-eth1: eth1 has 192.0.2.1/24, and a NIC that is only a port has no address; remove it from the "
             "host's network configuration, or let it move to the bridge (bridge.mode: host)") in done.lines  # fmt: skip
     wired.run("ip address flush dev eth1")
-    assert "uplink-eth1: created (uplink, bridge br-app, mode port)" in wired.apply(wanted).err
+    pulled = everything(wired), wired.files()
+    for fault in ("4", "4:all"):
+        wired.apply(wanted, code=None, OVERLAY_FAULT=fault)
+        wait_for(lambda: wired.processes() == [])
+        assert difference(pulled[0], everything(wired)) == "", fault
+        assert wired.files() == pulled[1]
+    assert "uplink-eth1: bridge (none) -> br-app (recreated)" in wired.apply(wanted).err
     assert wired.agent("check").report == {"drift": []}
     wired.agent("remove", "p/s")
     assert difference(before, everything(wired)) == ""
@@ -200,7 +207,7 @@ def test_restored_after_a_boot(wired, configured):
 
 def test_an_ipv6_address_that_a_router_advertised_moves(wired):
     """With what is left of its time; the router's next advertisement finds it on the bridge."""
-    wired.run("sysctl -qw net.ipv6.conf.u0.accept_ra=2")
+    wired.run("sysctl -qw net.ipv6.conf.u0.accept_ra=0")  # networkd does it
     wired.run("ip address add 2001:db8::abcd/64 dev u0 valid_lft 1000 preferred_lft 900 nodad")
     wired.run(f"ip -6 route add default via {GATEWAY6} proto ra metric 1024 expires 600")
     wired.apply(host_bridge())
@@ -235,8 +242,11 @@ REFUSED = {
         "x0 has MTU 1400, and the bridge that takes its place would have 1500; set the host's mtu to 1400, or the "
         "NIC's: ip link set x0 mtu 1500")),
     "a lease": ("x0", "ip address add 192.0.2.9/24 dev x0 valid_lft 1000 preferred_lft 900", (
-        "x0 has 192.0.2.9/24 for 1000 s more, a lease of a DHCP client, which would renew it on the NIC and not on the "
-        "bridge; give the host a fixed address there, or take another NIC")),
+        "x0 has 192.0.2.9/24 by a lease of a DHCP client, which would renew it on the NIC and not on the bridge; give "
+        "the host a fixed address there, or take another NIC")),
+    "a lease of DHCPv6": ("x0", "ip address add 2001:db8:9::9/128 dev x0 valid_lft 1000 preferred_lft 900 nodad", (
+        "x0 has 2001:db8:9::9/128 by a lease of a DHCP client, which would renew it on the NIC and not on the bridge; "
+        "give the host a fixed address there, or take another NIC")),
     "a rule": ("x0", "ip rule add iif x0 table 77", (
         "x0: a policy routing rule names it (iif x0) and would not see its packets any more; write the rule by address "
         "(ip rule), or take another NIC")),
@@ -287,7 +297,8 @@ def test_who_is_told_to_leave_it_alone(wired):
     wired.apply(host_bridge())
     networkd, manager = "/run/systemd/network/00-overlay-u0.network", "/run/NetworkManager/conf.d/90-overlay-u0.conf"
     assert "[Match]\nName=u0 br-app\n\n[Link]\nUnmanaged=yes\n" in wired.run(f"cat {networkd}").out
-    assert "[keyfile]\nunmanaged-devices+=interface-name:=u0;interface-name:=br-app\n" in wired.run(f"cat {manager}").out
+    devices = "interface-name:=u0;interface-name:=br-app"
+    assert f"[keyfile]\nunmanaged-devices+={devices}\n" in wired.run(f"cat {manager}").out
     wired.run(f"rm {networkd}")
     assert wired.agent("check", code=2).report == {"drift": ["uplink-u0: leftAlone want on, is off"]}
     wired.apply(host_bridge())
@@ -332,12 +343,35 @@ def test_both_processes_killed_while_armed(wired):
     wait_for(lambda: wired.processes() == [])
 
 
+def test_killed_where_the_bridge_was_there_before(wired):
+    """Its MAC address changes and changes back."""
+    wired.apply(document(br_app=bridge(mtu=1500, addresses={"10.10.0.1/24": {}})))
+    before, files = everything(wired), wired.files()
+    for point in (3, 6, 9):
+        wired.apply(host_bridge(), code=None, OVERLAY_FAULT=f"{point}:all")
+        wait_for(lambda: wired.processes() == [])
+        assert difference(before, everything(wired)) == "", point
+        assert wired.files() == files
+    wired.apply(host_bridge())
+    wired.apply(document(br_app=bridge(mtu=1500, addresses={"10.10.0.1/24": {}})))
+    assert difference(before, everything(wired)) == ""
+
+
 def test_what_nobody_can_prove_is_not_armed(wired):
     """A host without a gateway, at its console."""
     for family in ("-4", "-6"):
         wired.run(f"ip {family} route del default")
     done = wired.apply(host_bridge())
     assert "answered" not in done.err
+
+
+def test_an_ordinary_apply_loads_nothing_for_it(wired):
+    wired.apply(usual())
+    words = [PYTHON, "-X", "importtime", "-ISB", "/usr/local/sbin/overlay-agent", "apply"]
+    loaded = wired.run(*words, text=json.dumps(usual(vni=43))).err
+    assert "overlay_agent.guard" in loaded
+    for module in ("arming", "evidence", "hands_off", "sockets", "kinds.uplink"):
+        assert f"overlay_agent.{module}\n" not in loaded
 
 
 @pytest.mark.slow

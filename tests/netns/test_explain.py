@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lab import Lab
+from lab._lab import CHECKOUT
 from overlay_components import _project, cli
 
 pytestmark = pytest.mark.root
@@ -52,3 +53,19 @@ def test_typed_by_hand_it_works(tmp_path):
             for name, spec in plan.devices[host].items():
                 assert (links[name]["mtu"], links[name]["address"]) == (spec.mtu, spec.mac)
         assert "ifalias" not in lab.links("h3")["vx-app"]
+
+
+def test_a_host_bridge_typed_at_the_console(tmp_path):
+    file = CHECKOUT / "stacks/Pulumi.doc-004-host-bridge.yaml"
+    with Lab("explain-nic", hosts=1, ipv6=True, directory=tmp_path) as lab:
+        host = lab.hosts["h1"]
+        default = lab.run("h1", "ip route show default").stdout
+        script = overlay("explain", "h1", file).replace("modprobe ", "true ")
+        lab.run("h1", ["sh", "-eux", "-c", script])
+        links = lab.links("h1")
+        assert (links["eth0"]["master"], links["br0"]["address"]) == ("br0", host.mac)
+        assert lab.run("h1", "ip route show default").stdout == default.replace("eth0", "br0")
+        for address in (host.address, host.address6):
+            assert f" {address}/" in lab.run("h1", "ip -o address show br0").stdout
+            assert lab.ping("op", address, wait=3)
+        assert lab.ssh("h1").returncode == 0
