@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from lab._error import LabError
 from lab._host import ENVIRONMENT
