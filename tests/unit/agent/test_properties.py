@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
+import hashlib
 import ipaddress
 import json
 
@@ -14,7 +16,7 @@ from overlay_agent import document, fields
 from overlay_agent.diff import CREATE, REMOVE, SET, diff
 from overlay_agent.document import Document, DocumentError, Owner
 from overlay_agent.fields import RECREATE
-from overlay_agent.kinds import KINDS
+from overlay_agent.kinds import KINDS, wireguard
 
 V4 = st.integers(0xC6120001, 0xC612FFFE).map(lambda n: ".".join(str(n >> s & 255) for s in (24, 16, 8, 0)))
 V6 = st.integers(1, 0xFFFF).map(lambda n: f"2001:db8::{n:x}")
@@ -43,7 +45,24 @@ def values(type_: fields.Type, address):
         most = 0 if type_.key == fields.Choice([]) else 3
         return st.dictionaries(of(type_.key), of(type_.value), max_size=most)
 
+    def key(name):
+        return base64.b64encode(hashlib.sha256(name.encode()).digest()).decode()
+
+    def wireguard_peers():  # each has a key of its own
+        one = st.tuples(st.integers(1, 65535), st.integers(0, 65535))
+        return st.dictionaries(NAMES, one, max_size=3).map(
+            lambda found: {
+                name: {
+                    "publicKey": key(name), "endpoint": f"192.0.2.11:{port}", "allowedIps": [], "keepalive": alive,
+                    "presharedKey": None,
+                }
+                for name, (port, alive) in found.items()
+            }
+        )  # fmt: skip
+
     known = {
+        wireguard.Peers: wireguard_peers,
+        wireguard.PublicKey: lambda: NAMES.map(key),
         fields.Flag: st.booleans,
         fields.Mac: lambda: st.integers(0, 0xFFFF).map(lambda n: f"02:00:00:00:{n >> 8:02x}:{n & 255:02x}"),
         fields.InterfaceName: lambda: st.sampled_from(["eth0", "br0"]),
