@@ -70,7 +70,7 @@ class Machine:
         script = (
             "ip netns del far 2>/dev/null; set -e; ip netns add far; ip link set eth2 netns far; "
             f"ip -n far address add {THERE}/24 dev eth2; ip -n far link set eth2 up; "
-            f"ip netns exec far {link}; ip -n far address add {address} dev t; ip -n far link set t up; "
+            f"ip netns exec far {link}; ip -n far address add {address} dev far0; ip -n far link set far0 up; "
             f"for i in $(seq 20); do ip netns exec far ping -qc 1 -W 1 {whom} && exit 0; done; exit 1"
         )
         done = self.vm.run(["sh", "-c", script], check=False)
