@@ -79,7 +79,9 @@ _L2TP = (
 
 #: The other end of the wire, by hand, as somebody else would have it; and what it pings once a stack is up.
 FAR_END = {
-    "app": (f"ip link add far0 type vxlan id 42 dstport 4789 local {THERE} remote {HERE}", "10.10.0.12/24", "10.10.0.1"),
+    "app": (
+        f"ip link add far0 type vxlan id 42 dstport 4789 local {THERE} remote {HERE}", "10.10.0.12/24", "10.10.0.1",
+    ),
     "second": (
         f"ip link add far0 type vxlan id 43 dstport 4789 local {THERE} remote {HERE}", "10.11.0.12/24", "10.11.0.1",
     ),
