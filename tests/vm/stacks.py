@@ -47,10 +47,9 @@ def _second():
 
 STACKS = {"app": _app, "second": _second}
 
-#: The other end of the wire, by hand, as somebody else would have it; and what it pings once a stack is up.
+_VXLAN = f"ip link add far0 type vxlan local {THERE} remote {HERE}"
+#: The other end of the wire, by hand, as somebody else would have it: its device far0, its address, and whom it pings.
 FAR_END = {
-    "app": (f"ip link add far0 type vxlan id 42 dstport 4789 local {THERE} remote {HERE}", "10.10.0.12/24", "10.10.0.1"),
-    "second": (
-        f"ip link add far0 type vxlan id 43 dstport 4789 local {THERE} remote {HERE}", "10.11.0.12/24", "10.11.0.1",
-    ),
-}  # fmt: skip
+    "app": (f"{_VXLAN} id 42 dstport 4789", "10.10.0.12/24", "10.10.0.1"),
+    "second": (f"{_VXLAN} id 43 dstport 4789", "10.11.0.12/24", "10.11.0.1"),
+}
