@@ -74,17 +74,14 @@ STACKS = {"app": _app, "second": _second, "gre": _gre, "l2tp": _l2tp}
 
 _L2TP = (
     f"ip l2tp add tunnel tunnel_id 2000 peer_tunnel_id 1000 encap udp local {THERE} remote {HERE} udp_sport 5000 "
-    "udp_dport 6000 && ip l2tp add session name t tunnel_id 2000 session_id 4000 peer_session_id 3000"
+    "udp_dport 6000 && ip l2tp add session name far0 tunnel_id 2000 session_id 4000 peer_session_id 3000"
 )
 
-#: The other end of the wire, by hand, as somebody else would have it; and what it pings once a stack is up.
+_VXLAN = f"ip link add far0 type vxlan local {THERE} remote {HERE}"
+#: The other end of the wire, by hand, as somebody else would have it: its device far0, its address, and whom it pings.
 FAR_END = {
-    "app": (
-        f"ip link add far0 type vxlan id 42 dstport 4789 local {THERE} remote {HERE}", "10.10.0.12/24", "10.10.0.1",
-    ),
-    "second": (
-        f"ip link add far0 type vxlan id 43 dstport 4789 local {THERE} remote {HERE}", "10.11.0.12/24", "10.11.0.1",
-    ),
-    "gre": (f"ip link add t type gretap local {THERE} remote {HERE} ttl 255", "10.12.0.12/24", "10.12.0.1"),
+    "app": (f"{_VXLAN} id 42 dstport 4789", "10.10.0.12/24", "10.10.0.1"),
+    "second": (f"{_VXLAN} id 43 dstport 4789", "10.11.0.12/24", "10.11.0.1"),
+    "gre": (f"ip link add far0 type gretap local {THERE} remote {HERE} ttl 255", "10.12.0.12/24", "10.12.0.1"),
     "l2tp": (f"sh -c '{_L2TP}'", "10.13.0.12/24", "10.13.0.1"),
-}  # fmt: skip
+}

@@ -53,9 +53,10 @@ def test_namespaces_lab_in_it(vm):
     script = """
 from lab import Lab
 with Lab("inner", hosts=2) as lab:
-    for name, local, remote in (("h1", lab.hosts["h1"], lab.hosts["h2"]), ("h2", lab.hosts["h2"], lab.hosts["h1"])):
-        lab.run(name, f"ip link add gt0 type gretap local {local.address} remote {remote.address}")
-        lab.run(name, f"ip link set gt0 up && ip address add 10.0.0.{name[1]}/24 dev gt0")
+    for here, there in (("h1", "h2"), ("h2", "h1")):
+        local, remote = lab.hosts[here].address, lab.hosts[there].address
+        lab.run(here, f"ip link add gt0 type gretap local {local} remote {remote} && ip link set gt0 up")
+        lab.run(here, f"ip address add 10.0.0.{here[1]}/24 dev gt0")
     assert lab.ssh("h1", "hostname").stdout == "h1\\n"
     lab.run("h1", "for i in $(seq 30); do ping -qc 1 -W 1 10.0.0.2 && exit; done; exit 1")
 print("the lab works")
