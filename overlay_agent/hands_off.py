@@ -46,7 +46,13 @@ def put(kernel: Kernel, nic: str, bridge: str) -> None:
     """Tells whoever is there. After the addresses have moved: what they let go of then is no longer on the NIC."""
     if is_told(nic, bridge):
         return
-    for path, text in _wanted(nic, bridge).items():
+    wanted = _wanted(nic, bridge)
+    if os.path.isdir(MANAGER) and not _is_managers(nic):
+        # It only looked on while another configured the NIC. Told that it is its own, it would configure it anew, so
+        # it is not told: this file stays until the next boot.
+        path = f"{MANAGER_FILES}/91-overlay-{nic}-of-another.conf"
+        wanted[path] = f"# Made by overlay-agent.\n[keyfile]\nunmanaged-devices+=interface-name:={nic}\n"
+    for path, text in wanted.items():
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(f"{path}.new", "w", encoding="utf-8") as file:
             file.write(text)
@@ -65,14 +71,25 @@ def remove(kernel: Kernel, nic: str) -> None:
         _read_again()
 
 
+def _is_managers(nic: str) -> bool:
+    """Whether NetworkManager itself has configured the NIC."""
+    return f"{nic}:connected" in _run("nmcli", "-t", "-f", "DEVICE,STATE", "device").splitlines()
+
+
 def _read_again() -> None:
     """Whether they heard shows in what becomes of the addresses, which are read back."""
-    import subprocess  # noqa: PLC0415 - costs 5 ms where there is none of them
-
     heard = {NETWORKD: ["networkctl", "reload"], MANAGER: ["nmcli", "general", "reload", "conf"]}
     for words in [words for folder, words in heard.items() if os.path.isdir(folder)]:
-        with suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(words, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=10)
+        _run(*words)
+
+
+def _run(*words: str) -> str:
+    import subprocess  # noqa: PLC0415 - costs 5 ms where there is none of them
+
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(words, check=False, capture_output=True, stdin=subprocess.DEVNULL, text=True, timeout=10)
+        return done.stdout
+    return ""
 
 
 def owner_of(nic: str, index: int) -> str:

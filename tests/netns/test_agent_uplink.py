@@ -303,7 +303,9 @@ def test_who_is_told_to_leave_it_alone(wired):
     assert wired.agent("check", code=2).report == {"drift": ["uplink-u0: leftAlone want on, is off"]}
     wired.apply(host_bridge())
     wired.agent("remove", "p/s")
-    assert not wired.run("find /run/systemd/network /run/NetworkManager -type f").out
+    # NetworkManager had not configured it itself, and is not to begin now.
+    left = wired.run("find /run/systemd/network /run/NetworkManager -type f").out
+    assert left == "/run/NetworkManager/conf.d/91-overlay-u0-of-another.conf\n"
 
 
 # -- armed ---------------------------------------------------------------------------------------
