@@ -104,6 +104,7 @@ def project(pytester, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name in ("OVERLAY_VM", "OVERLAY_VM_REPORTS", "OVERLAY_VM_PATIENCE", "PYTEST_XDIST_WORKER", "PYTEST_ADDOPTS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("CI", raising=False)  # with it pytest repeats whole texts in its summary
     pytester.makeconftest(CONFTEST)
     pytester.makeini(INI)
 

@@ -11,13 +11,15 @@ import pytest
 from lab import LabError, Vm
 from overlay_components import agent as agent_archive
 from tests.netns.agent_support import bridge, document, vxlan
-from tests.vm.stacks import FAR_END, HERE, STACKS, THERE, owner
+from tests.vm.stacks import FAR_END, HERE, OF_NIC, PREPARE, STACKS, THERE, owner
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(1800)]
 AGENT = "/usr/local/sbin/overlay-agent"
-NETWORK = f"""mkdir -p /etc/systemd/network; printf '[Match]\\nName=eth1\\n[Network]\\nAddress={HERE}/24\\n' \
-> /etc/systemd/network/20-eth1.network; networkctl reload; \
-until ip -br address show eth1 | grep -q {HERE}; do sleep 0.2; done"""
+NETWORK = f"""mkdir -p /etc/systemd/network; cd /etc/systemd/network
+printf '[Match]\\nName=eth1\\n[Network]\\nAddress={HERE}/24\\n' > 20-eth1.network
+printf '[Match]\\nName=eth3\\n[Network]\\nAddress={OF_NIC}\\n' > 20-eth3.network
+networkctl reload
+until ip -br address show eth1 | grep -q {HERE} && ip -br address show eth3 | grep -q {OF_NIC}; do sleep 0.2; done"""
 
 
 class Machine:
@@ -31,6 +33,15 @@ class Machine:
     def install(self, name: str) -> None:
         request = json.dumps({"owner": owner(name), "host": "a"})
         self.vm.run("/usr/bin/python3 /root/agent.pyz install", input=request)
+
+    def apply(self, name: str) -> None:
+        """Puts a stack on it."""
+        self.install(name)
+        key = ""
+        if name == "wg":
+            request = {"owner": owner(name), "host": "a", "generation": 1}
+            key = json.loads(self.agent("identity", document=request).stdout)["publicKey"]
+        self.agent("apply", document=STACKS[name](key))
 
     def agent(self, *words: str, document=None, check=True, **env: str) -> subprocess.CompletedProcess[str]:
         text = json.dumps(document) if document else ""
@@ -67,6 +78,7 @@ class Machine:
     def pings(self, name: str) -> bool:
         """Whether the other end of the wire, made by hand, reaches the host through the stack's tunnel."""
         link, address, whom = FAR_END[name]
+        self.vm.run(PREPARE)
         script = (
             "ip netns del far 2>/dev/null; set -e; ip netns add far; ip link set eth2 netns far; "
             f"ip -n far address add {THERE}/24 dev eth2; ip -n far link set eth2 up; "
@@ -113,16 +125,15 @@ def _steady(value):
 
 @pytest.fixture(scope="module")
 def machine():
-    with Vm(systemd=True, nics=2, programs=False) as vm:
+    with Vm(systemd=True, nics=3, programs=False) as vm:
         yield Machine(vm)
 
 
 @pytest.fixture
 def applied(machine):
     """The machine with all stacks on it."""
-    for name, make in STACKS.items():
-        machine.install(name)
-        machine.agent("apply", document=make())
+    for name in STACKS:
+        machine.apply(name)
     return machine
 
 
@@ -161,9 +172,8 @@ def test_what_was_applied_survives_a_power_cut_at_once(machine):
     for label in STACKS:
         machine.agent("uninstall", document={"owner": owner(label), "host": "a", "force": True}, check=False)
     machine.vm.run("sync")
-    for name, make in STACKS.items():
-        machine.install(name)
-        machine.agent("apply", document=make())
+    for name in STACKS:
+        machine.apply(name)
     machine.vm.power_cut()
     machine.restored()
     as_declared(machine)
@@ -197,7 +207,7 @@ def test_a_power_cut_in_the_middle_of_an_apply(applied):
 def test_the_connection_ends_in_the_middle_of_an_apply(applied):
     """The sshd is gone, and the operator with it: nobody got the report, so nothing was done."""
     before = applied.state()
-    changed = STACKS["app"]()
+    changed = STACKS["app"]("")
     changed["devices"]["vx-app"]["vni"] = 44
     script = f"{AGENT} apply & sleep 0.2; kill -KILL $PPID; wait"
     with pytest.raises(LabError):
@@ -216,5 +226,5 @@ def test_the_last_stack_leaves_nothing_under_systemd(applied):
     assert applied.vm.run("systemctl list-units --all --no-legend 'overlay*'").stdout == ""
     assert applied.vm.run("ls -d /var/lib/overlay /usr/local/lib/overlay-agent /run/overlay*", check=False).stdout == ""
     links = [row["ifname"] for row in json.loads(applied.vm.run("ip -j link").stdout)]
-    assert links == ["lo", "eth0", "eth1", "eth2"]
+    assert links == ["lo", "eth0", "eth1", "eth2", "eth3"]
     assert applied.vm.run("nft list ruleset").stdout == ""
