@@ -491,11 +491,12 @@ class Kernel(Netlink):
         message["attrs"] = [_address_generation(link_local)]
         self._change(f"{name}: set addrgenmode", RTM_NEWLINK, [message])
 
-    def change_link(self, name: str, kind: str, data: Mapping[str, Any], mtu: int) -> None:
-        """Changes a device's own attributes in place. Without an MTU some kinds choose one of their own."""
+    def change_link(self, name: str, kind: str, data: Mapping[str, Any], mtu: int | None = None) -> None:
+        """Changes a device's own attributes in place. `mtu`: for kinds that would choose one of their own; others
+        refuse one here."""
         message = _link_request(self.index_of[name])
         info = {"attrs": [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", {"attrs": list(data.items())})]}
-        message["attrs"] = [("IFLA_MTU", mtu), ("IFLA_LINKINFO", info)]
+        message["attrs"] = [*([("IFLA_MTU", mtu)] if mtu else []), ("IFLA_LINKINFO", info)]
         self._change(f"{name}: change {kind}", RTM_NEWLINK, [message])
 
     def set_link(self, name: str, mtu: int, mac: str | None) -> None:

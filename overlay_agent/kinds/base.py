@@ -345,7 +345,7 @@ class DeviceKind(Kind):
         data = self.to_link(spec, sent, kernel.index_of)
         if data:
             with self.explained(names):
-                kernel.change_link(name, self.name, data, spec.mtu)
+                kernel.change_link(name, self.name, data, spec.mtu if self.whole else None)
         self.change_rest(kernel, name, spec, found)
 
     def change_rest(self, kernel: Kernel, name: str, spec: Any, found: Any) -> None:
