@@ -213,8 +213,8 @@ class Vm:
         argv += ["-kernel", str(image / "kernel"), "-initrd", str(image / "initrd"), "-append", kernel]
         for path, mode in disks:
             argv += ["-drive", f"file={path},format=raw,if=virtio,{mode}"]
-        # No way out: the guest reaches nothing, and is reached at this one port of ours. No IPv6: its router makes
-        # routes of the guest change by themselves.
+        # No way out: the guest reaches nothing, and is reached at this one port of ours. No IPv6: its router's
+        # advertisements would change the guest's routes by themselves.
         argv += ["-netdev", "user,id=n0,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"]
         argv += ["-device", "virtio-net-pci,netdev=n0,romfile="]
         for number in range(1, self.nics + 1):

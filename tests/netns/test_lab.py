@@ -65,7 +65,7 @@ def everything_in(lab: Lab) -> list[tuple[int, int]]:
     return [(pid, start) for pid, start in found if start is not None]
 
 
-def wait_for(condition, what: str, seconds: float = 20.0) -> None:
+def wait_for(condition, what: str, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
