@@ -202,7 +202,7 @@ def test_a_power_cut_in_the_middle_of_an_apply(applied):
     applied.vm.power_cut()
     assert process.wait(60) != 0
     applied.restored()
-    assert applied.vm.run("ls /var/lib/overlay").stdout.split() == ["members", "services", "shared.json", "stacks"]
+    assert applied.vm.run("ls /var/lib/overlay").stdout.split() == ["keys", "members", "services", "shared.json", "stacks"]
     assert applied.state() == before
     as_declared(applied)
 
