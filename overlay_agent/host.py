@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from typing import Any
 
 MACHINE_ID_DIGITS = 32
@@ -11,6 +12,9 @@ MACHINE_ID_DIGITS = 32
 
 class HostError(Exception):
     """The machine lacks something without which nothing can be done."""
+
+
+UDEV = "/run/udev"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,14 @@ def here() -> Here:
 def has_systemd() -> bool:
     """Whether systemd is PID 1 (sd_booted(3))."""
     return os.path.isdir("/run/systemd/system")
+
+
+def wait_for_udev(index: int, seconds: float = 5.0) -> None:
+    """Returns when udev, where it runs, is done with a network device that was just made. One whose MAC address the
+    kernel chose is given another by it (systemd.link(5), MACAddressPolicy), also when ours is there by then."""
+    end = time.monotonic() + seconds
+    while os.path.exists(f"{UDEV}/control") and not os.path.exists(f"{UDEV}/data/n{index}") and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def load_modules(modules: set[str]) -> None:

@@ -289,6 +289,8 @@ class L2tpKind(DeviceKind):
         return {tunnel.id for tunnel in found if tunnel}
 
     def create(self, kernel: Kernel, name: str, spec: L2tp, mark: str, image: Mapping[str, Any]) -> None:
+        from overlay_agent import host  # noqa: PLC0415 - kinds are also imported where there is none
+
         family = kernel.generic(l2tp.KIND)
         with _Hint(spec):
             what = f"{name}: create tunnel {spec.tunnel_id}"
@@ -301,6 +303,8 @@ class L2tpKind(DeviceKind):
         link = kernel.reread(name)
         tunnel = l2tp.Tunnel(spec.tunnel_id, l2tp.plain(self.tunnel_attributes(spec)))
         l2tp.note(kernel, tunnel, l2tp.plain(session), link)
+        if link:
+            host.wait_for_udev(link.index)
         kernel.set_label(name, mark, link_local=spec.link_local)
         made: Any = {"mtu": link.mtu, "mac": link.mac} if link else {}
         self.change_rest(kernel, name, spec, L2tp(**made, link_local=spec.link_local, up=False))
