@@ -45,9 +45,12 @@ FALLBACK = {"gre0", "gretap0", "erspan0", "ip6gre0", "ip6tnl0"}
 TUNNELS = {"vxlan": ({4: 50, 6: 70}, "vx"), "gretap": ({4: 38, 6: 58}, "gt"), "l2tp": ({4: 54, 6: 74}, "l2")}
 #: s, of one run of pulumi; with hosts in the VM.
 _LIMIT, _VM_LIMIT = 120.0, 600.0
-#: Stands in for the agent's command once, and then puts it back. {middle} is what goes wrong.
+#: Stands in for the agent's command once, and then puts it back. {middle} is what goes wrong; $sshd is whose session
+#: it is, with a shell in between.
 _WRAPPER = """#!/bin/sh
 mv -f {agent}.real {agent}
+sshd=$PPID
+until [ "$sshd" -le 1 ] || grep -q ^sshd /proc/$sshd/comm; do sshd=$(ps -o ppid= -p $sshd | tr -d ' '); done
 {middle}
 exec {agent} "$@"
 """

@@ -173,7 +173,7 @@ def test_an_apply_that_is_cut_short(stack):
 
     # The SSH session goes away in the middle: Pulumi never got a report, so the host has to be as before.
     before = picture(stack, "h2")
-    once(stack, "h2", "cat > /run/in; kill -9 $PPID; exec < /run/in")
+    once(stack, "h2", "cat > /run/in; kill -9 $sshd; exec < /run/in")
     mesh["vni"] = 45
     text = stack.up().failed()
     assert "h2-document" in text

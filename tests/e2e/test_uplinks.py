@@ -198,7 +198,7 @@ def test_the_ssh_session_dies_while_the_nic_moves(stack):
     before = network(stack, "h1")
     stack.segments["lan"]["bridge"]["uplinks"] = {"h1": "eth0", "h2": "eth0"}
     moves = "until grep -q uplinks /var/lib/overlay/shared.json 2>/dev/null; do :; done"
-    once(stack, "h1", f"sshd=$PPID; ({moves}; kill -9 $sshd) </dev/null >/dev/null 2>&1 &")
+    once(stack, "h1", f"({moves}; kill -9 $sshd) </dev/null >/dev/null 2>&1 &")
     text = stack.up().failed()
     assert "h1-document" in text
     wait_for(lambda: difference(before, network(stack, "h1")) == "")
