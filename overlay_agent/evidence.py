@@ -77,8 +77,10 @@ class Witnesses:
     def __init__(self, host: str) -> None:
         self._host = host
         self._session = session()
-        self._others = _others(self._session)
-        self._others = self._asked(BEFORE, self._others, doubt=False)
+        others = _others(self._session)
+        answered = self._asked(BEFORE, others, doubt=False)
+        # Not in the order in which they answered: what is said is to be the same each time.
+        self._others = {address: what for address, what in others.items() if address in answered}
         # It counts only if what we write does go through it.
         if self._session and not self._heard(f"{host}: asking who answers, since this changes a NIC", BEFORE):
             self._session = None

@@ -91,6 +91,8 @@ def outage(stack, host):
 @pytest.mark.lab(hosts=2, ipv6=True)
 def test_a_host_bridge_over_the_nic_that_carries_ssh(stack, record_property):
     lab = stack.lab
+    for gateway in ("198.18.255.254", "2001:db8:18::fffe"):  # who does not answer before is no witness after
+        wait_for(lambda gateway=gateway: lab.ping("h1", gateway, wait=1))
     before = {host: network(stack, host) for host in stack.hosts}
     mac = lab.links("h1")["eth0"]["address"]
     routes = lab.run("h1", "ip route show default").stdout
