@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from overlay_agent.errors import KernelError
+from overlay_agent.secrets import PrivateFolder, check_machine, check_owner
 from overlay_agent.x25519 import KEY_BYTES, clamped, x25519
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class Keys:
     """The private keys of the stack `label` ("<project>/<stack>"), under `state` (store.STATE)."""
 
     def __init__(self, state: str, label: str) -> None:
-        self._top = os.path.join(state, "keys")
-        self.folder = os.path.join(self._top, *label.split("/"))
+        self._files = PrivateFolder(state, "keys", label)
+        self.folder = self._files.path
 
     def private(self, public: str) -> bytes | None:
         """The private key of that public key; None when it is not on this host."""
@@ -48,53 +49,30 @@ class Keys:
         """The public key of that generation, which is made unless it is there."""
         path = os.path.join(self.folder, str(generation))
         if not os.path.exists(path):
-            self._write(path, clamped(os.urandom(KEY_BYTES)))
+            self._write(str(generation), clamped(os.urandom(KEY_BYTES)))
         return public_key(_read(path))
 
     def keep_found(self, private: bytes) -> None:
         """Keeps a key that was found on a device, for an undo."""
         if private not in self._by_public().values():
-            self._write(os.path.join(self.folder, _FOUND), private)
+            self._write(_FOUND, private)
 
     def keep(self, public: Container[str]) -> None:
         """Removes every key but those."""
-        for name in self._names():
-            path = os.path.join(self.folder, name)
+        gone = []
+        for name in self._files.names():
             with suppress(KernelError):  # one that is no key goes, too
-                if public_key(_read(path)) in public and not name.endswith(".new"):
+                if public_key(_read(os.path.join(self.folder, name))) in public and not name.endswith(".new"):
                     continue
-            os.unlink(path)
-        for folder in (self.folder, os.path.dirname(self.folder), self._top):
-            with suppress(OSError):
-                os.rmdir(folder)
-
-    def _names(self) -> list[str]:
-        try:
-            return sorted(os.listdir(self.folder))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+            gone.append(name)
+        self._files.remove(gone)
 
     def _by_public(self) -> dict[str, bytes]:
-        keys = [_read(os.path.join(self.folder, name)) for name in self._names() if not name.endswith(".new")]
+        keys = [_read(os.path.join(self.folder, name)) for name in self._files.names() if not name.endswith(".new")]
         return {public_key(key): key for key in keys}
 
-    def _write(self, path: str, private: bytes) -> None:
-        folder = self._top
-        for part in ("", *os.path.relpath(self.folder, self._top).split(os.sep)):
-            folder = os.path.join(folder, part)
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            os.chmod(folder, 0o700)
-        with open(f"{path}.new", "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(base64.b64encode(private) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(f"{path}.new", path)
-        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    def _write(self, name: str, private: bytes) -> None:
+        self._files.write(name, base64.b64encode(private) + b"\n")
 
 
 def public_key(private: bytes) -> str:
@@ -121,7 +99,7 @@ def _read(path: str) -> bytes:
 def identity(raw: Any, store: Store, here: Here, report: Callable[[dict[str, Any]], None]) -> int:
     """Makes the private key of the generation in the request unless it is there, and reports the public one.
     Raises DocumentError with every error found."""
-    from overlay_agent import document, reconcile  # noqa: PLC0415 - wireguard.py imports this module
+    from overlay_agent import document  # noqa: PLC0415 - wireguard.py imports this module
     from overlay_agent.fields import Integer, Label  # noqa: PLC0415
 
     errors: list[str] = []
@@ -135,17 +113,9 @@ def identity(raw: Any, store: Store, here: Here, report: Callable[[dict[str, Any
     if errors or owner is None:
         raise document.DocumentError(errors)
     name, generation = raw["host"], raw["generation"]
-    if raw.get("machine", here.machine) != here.machine:
-        wrong = (
-            f"{name}: this machine's id is {here.machine}, but {name} is {raw['machine']} in stack {owner.label}; "
-            f"if the machine was replaced, raise overlay:hosts.{name}.generation; if its address is wrong, mend that"
-        )
-        raise document.DocumentError([wrong])
+    check_machine(name, owner, raw.get("machine", here.machine), here)
     with store.locked(f"identity for stack {owner.label}"):
-        known = [one for one in (store.read(owner.label), store.read_member(owner.label)) if one]
-        theirs = next((one["owner"]["id"] for one in known if one["owner"]["id"] != owner.id), None)
-        if theirs is not None:
-            raise document.DocumentError([reconcile.foreign_stack(name, owner.label, theirs, owner.id)])
+        check_owner(name, owner, store)
         public = store.keys(owner.label).make(generation)
     # No words for people beside the report: see docs/adr/0012.
     report({"host": name, "machine": here.machine, "publicKey": public, "generation": generation})

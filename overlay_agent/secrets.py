@@ -22,12 +22,60 @@ from overlay_agent import fields
 from overlay_agent.errors import KernelError
 
 if TYPE_CHECKING:
+    from overlay_agent.document import Owner
     from overlay_agent.host import Here
     from overlay_agent.store import Store
 
 #: Of a value that is on the host and in none of the stack's files.
 ANOTHER = "another"
 MAX_VALUE = 4096
+
+
+class PrivateFolder:
+    """The files of the stack `label` under `state`/`what`, for root alone. There is no folder while there are none."""
+
+    def __init__(self, state: str, what: str, label: str) -> None:
+        self._top = os.path.join(state, what)
+        self.path = os.path.join(self._top, *label.split("/")) if label else ""
+
+    def names(self) -> list[str]:
+        """All that is there, what a write that was cut short has left included."""
+        try:
+            return sorted(os.listdir(self.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def write(self, name: str, content: bytes) -> None:
+        """Keeps the file, complete or not at all."""
+        folder, path = self._top, os.path.join(self.path, name)
+        for part in ("", *os.path.relpath(self.path, self._top).split(os.sep)):
+            folder = os.path.join(folder, part)
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            os.chmod(folder, 0o700)
+        with open(f"{path}.new", "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(f"{path}.new", path)
+        self._sync()
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes those files."""
+        for name in (gone := list(names)):
+            os.unlink(os.path.join(self.path, name))
+        if gone:
+            self._sync()
+        for folder in (self.path, os.path.dirname(self.path), self._top):
+            with suppress(OSError):
+                os.rmdir(folder)
+
+    def _sync(self) -> None:
+        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 class Secrets:
@@ -39,8 +87,7 @@ class Secrets:
 
     def __init__(self, state: str = "", label: str = "", wanted: Iterable[str] = ()) -> None:
         self.state, self.label = state, label
-        self._folder = os.path.join(state, "secrets", *label.split("/")) if label else ""
-        self._top = os.path.join(state, "secrets")
+        self._folder = PrivateFolder(state, "secrets", label)
         self._wanted = frozenset(wanted)
 
     def read(self, reference: str) -> bytes:
@@ -63,61 +110,30 @@ class Secrets:
 
     def references(self) -> list[str]:
         """The references whose values are here."""
-        try:
-            return sorted(name for name in os.listdir(self._folder) if fields.Secret().check(name) is None)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        return [name for name in self._folder.names() if fields.Secret().check(name) is None]
 
     def write(self, reference: str, value: bytes) -> bool:
         """Keeps the value, complete or not at all, for root alone. Whether that changed anything."""
-        path = os.path.join(self._folder, reference)
+        path = os.path.join(self._folder.path, reference)
         if self._read(reference) == value and stat.S_IMODE(os.stat(path).st_mode) == 0o600:
             return False
-        folder = self._top
-        for part in ("", *os.path.relpath(self._folder, self._top).split(os.sep)):
-            folder = os.path.join(folder, part)
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            os.chmod(folder, 0o700)
-        with open(f"{path}.new", "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(value)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(f"{path}.new", path)
-        self._sync()
+        self._folder.write(reference, value)
         return True
 
     def keep(self, references: Iterable[str]) -> list[str]:
         """Removes every value but those; returns what went. With nothing left, the folder goes too."""
-        try:
-            names = os.listdir(self._folder)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        gone = sorted(set(names) - set(references))  # also what a write that was cut short has left
-        for name in gone:
-            os.unlink(os.path.join(self._folder, name))
-        if gone:
-            self._sync()
-        for folder in (self._folder, os.path.dirname(self._folder), self._top):
-            with suppress(OSError):
-                os.rmdir(folder)
+        gone = sorted({*self._folder.names()} - {*references})
+        self._folder.remove(gone)
         return gone
 
     def _read(self, reference: str) -> bytes | None:
-        if not self._folder or fields.Secret().check(reference):
+        if not self._folder.path or fields.Secret().check(reference):
             return None
         try:
-            with open(os.path.join(self._folder, reference), "rb") as file:
+            with open(os.path.join(self._folder.path, reference), "rb") as file:
                 return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
-
-    def _sync(self) -> None:
-        handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 MISSING = (
@@ -172,26 +188,38 @@ def _within(type_: Any, value: Any) -> list[str]:
 # -- the verb ------------------------------------------------------------------------------------
 
 
+def check_machine(host: str, owner: Owner, machine: str | None, here: Here) -> None:
+    """Raises DocumentError where what was sent is meant for another machine."""
+    if machine and machine != here.machine:
+        from overlay_agent import document  # noqa: PLC0415 - kernel.py imports this module, which is to stay small
+
+        why = (
+            f"{host}: this machine's id is {here.machine}, but {host} is {machine} in stack {owner.label}; if the "
+            f"machine was replaced, raise overlay:hosts.{host}.generation; if its address is wrong, mend that"
+        )
+        raise document.DocumentError([why])
+
+
+def check_owner(host: str, owner: Owner, store: Store) -> None:
+    """Raises DocumentError where the label is another checkout's on this host. For whom holds the store's lock."""
+    known = [one for one in (store.read(owner.label), store.read_member(owner.label)) if one]
+    theirs = next((one["owner"]["id"] for one in known if one["owner"]["id"] != owner.id), None)
+    if theirs is not None:
+        from overlay_agent import document, reconcile  # noqa: PLC0415 - seldom needed
+
+        raise document.DocumentError([reconcile.foreign_stack(host, owner.label, theirs, owner.id)])
+
+
 def receive(text: bytes, store: Store, here: Here, report: Callable[[dict[str, Any]], None]) -> int:
     """Keeps the values in the request and returns the exit code. Nothing that it says has a value in it.
     Raises DocumentError with every error found."""
     from overlay_agent import document  # noqa: PLC0415 - kernel.py imports this module, which is to stay small
 
     owner, host, machine, values = _request(text)
-    if machine and machine != here.machine:
-        why = (
-            f"{host}: this machine's id is {here.machine}, but {host} is {machine} in stack {owner.label}; if the "
-            f"machine was replaced, raise overlay:hosts.{host}.generation; if its address is wrong, mend that"
-        )
-        raise document.DocumentError([why])
+    check_machine(host, owner, machine, here)
     with store.locked(f"secrets of stack {owner.label}"):
         stored = store.read(owner.label)
-        known = [one for one in (stored, store.read_member(owner.label)) if one]
-        theirs = next((one["owner"]["id"] for one in known if one["owner"]["id"] != owner.id), None)
-        if theirs is not None:
-            from overlay_agent import reconcile  # noqa: PLC0415 - seldom needed
-
-            raise document.DocumentError([reconcile.foreign_stack(host, owner.label, theirs, owner.id)])
+        check_owner(host, owner, store)
         secrets = store.secrets(owner.label)
         written = sum(secrets.write(reference, value) for reference, value in sorted(values.items()))
         # What neither the next document will have nor the last one has. After an undo the next one's stay: the
