@@ -131,6 +131,11 @@ class Outside:
         hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self.guest.reports(item):
             hook.pytest_runtest_logreport(report=report)
+        # What an earlier test of ours left set up for this file or folder goes, as after any other test.
+        end = functools.partial(item.session._setupstate.teardown_exact, nextitem)
+        teardown = pytest.CallInfo.from_call(end, "teardown", (pytest.exit.Exception, KeyboardInterrupt))
+        if teardown.excinfo is not None:
+            hook.pytest_runtest_logreport(report=pytest.TestReport.from_item_and_call(item, teardown))
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         if nextitem is None or nextitem.path != item.path or item.session.shouldstop or item.session.shouldfail:
             self.leave()

@@ -163,6 +163,41 @@ def test_several_workers_boot_a_guest_for_each_file(project, pytester):
     assert f"VM lab: 6 tests ran on Linux {KERNEL}" in result.stdout.str()
 
 
+def test_what_stays_set_up_for_the_next_test_ends_where_that_ran_in_the_guest(project, pytester):
+    """Pytest leaves a folder set up for the next test of it: which is the guest's, and the one after it elsewhere."""
+    scoped = """
+import pytest
+
+@pytest.fixture(scope="package")
+def whole():
+    yield
+    open("ended", "a").write("ended\\n")
+
+def test_here(whole):
+    pass
+"""
+    files = {"a/__init__": "", "a/test_1": scoped, "a/test_2": SECOND, "b/__init__": "", "b/test_3": "def test_(): 1"}
+    project(files=files).assert_outcomes(passed=3)
+    assert (pytester.path / "ended").read_text() == "ended\n"
+
+
+def test_an_end_that_fails_after_a_test_in_the_guest_is_an_error(project):
+    scoped = """
+import pytest
+
+@pytest.fixture(scope="package")
+def whole():
+    yield
+    raise OSError("cannot end")
+
+def test_here(whole):
+    pass
+"""
+    result = project(files={"a/__init__": "", "a/test_1": scoped, "a/test_2": SECOND})
+    result.assert_outcomes(passed=2, errors=1)
+    assert "OSError: cannot end" in result.stdout.str()
+
+
 def test_a_guest_that_dies_fails_the_rest_with_its_last_words(project):
     text = """
 import os, sys, pytest
