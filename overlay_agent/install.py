@@ -203,7 +203,8 @@ def _put_in_place() -> str:
 def _take_away() -> None:
     units = [unit for unit in UNIT_TEXTS if os.path.exists(os.path.join(UNITS, unit))]
     if units:
-        _systemctl("disable", *units)
+        # After a boot they are active, and would be listed as "not-found active" once their files are gone.
+        _systemctl("disable", "--now", *units)
         for unit in units:
             os.unlink(os.path.join(UNITS, unit))
         _systemctl("daemon-reload")

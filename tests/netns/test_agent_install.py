@@ -208,7 +208,7 @@ def test_under_systemd_it_is_started_at_boot(bare, tmp_path):
     )
     assert done.report == {"host": "a", "removed": True}
     assert bare.run("cat /run/systemctl.log").out.splitlines() == [
-        "-q disable overlay-restore.service overlay-restore-docker.service", "-q daemon-reload",
+        "-q disable --now overlay-restore.service overlay-restore-docker.service", "-q daemon-reload",
     ]  # fmt: skip
     assert left(bare) == []
 
