@@ -16,7 +16,8 @@ from typing import Any
 USAGE = """usage: overlay-agent VERB
   apply              make the document on standard input true on this host, or change nothing
   remove [STACK]     remove what the stack (project/stack, or of the document on standard input) has here
-  check [STACK]      compare what is with what was applied; exit code 2 when it drifted
+  check [STACK]      compare what is with what was applied, or with `check -` with the document on standard
+                     input; exit code 2 when it drifted
   show [STACK]       what the stacks have here, read from the kernel, as JSON
   explain [STACK]    the commands that do the same by hand; a document on standard input, or STACK
   restore [WHICH]    make every stack's document true again (at boot); WHICH: docker, those with networks
@@ -121,13 +122,14 @@ def _check(label: str | None = None) -> int:
     from overlay_agent.errors import shortened  # noqa: PLC0415
 
     store_, drifted = store.Store(), []
+    given = _document(store_, None) if label == "-" else None
     with store_.locked("check"):  # a look at an apply under way would find drift
         # Only said: to look must not change a host. Whatever changes something next ends it.
         if store_.read_journal():
             drifted.append("an apply was cut short; `overlay-agent restore` or the next `pulumi up` ends it")
         kernel_ = kernel.Kernel()
-        for name in [label] if label else store_.labels():
-            wanted = _document(store_, name)
+        for name in [given.owner.label] if given else [label] if label else store_.labels():
+            wanted = given or _document(store_, name)
             if wanted is None:
                 drifted.append(f"stack {name}: no document of it is here; run `pulumi up`")
                 continue

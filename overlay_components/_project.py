@@ -27,6 +27,8 @@ class Stack:
     #: Where its lock file is, or would be.
     lock_file: Path
     notes: tuple[str, ...] = ()
+    #: The project's folder; None: the file belongs to none.
+    folder: Path | None = None
 
     def plan(self) -> Plan:
         """Its plan, as `pulumi up` makes it. Raises ConfigErrors with every error of the file."""
@@ -60,7 +62,7 @@ def find(file: Path | None, name: str | None) -> Stack:
     raw = config.read_stack_file(file)
     # Only Pulumi's state knows the stack's id, and nothing that is shown depends on it.
     owner = Owner(str(settings.get("name") or _DEFAULT_PROJECT), _stack_name(file), "unknown")
-    return Stack(raw, owner, lock.path_of(file.parent, owner.stack), notes)
+    return Stack(raw, owner, lock.path_of(file.parent, owner.stack), notes, project.parent if project else None)
 
 
 def lock_of_program(root: str | None, stack: str) -> Lock:

@@ -1,4 +1,4 @@
-"""The command `overlay`: what can be done from the stack file alone, without contacting a host.
+"""The command `overlay`, and those of its commands that need the stack file alone. The others are in commands/.
 
 It shares the loader and the planner with the program, so it says what `pulumi up` would say. All
 imports but typer's are made when they are needed: `overlay --help` must not wait for Pulumi.
@@ -6,24 +6,26 @@ imports but typer's are made when they are needed: `overlay --help` must not wai
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from overlay_components import commands
+from overlay_components.commands.common import USAGE, StackFile, StackName, find, show, told, warn
+
 # ruff: noqa: PLC0415 - see above
 
 if TYPE_CHECKING:
-    from overlay_components._project import Stack
     from overlay_components.plan import Plan
 
 app = typer.Typer(
-    help="Layer-2 overlay networks between Linux hosts, declared in a Pulumi stack file. No command of this program "
-    "contacts a host: `pulumi preview` and `pulumi up` do.",
-    epilog="Exit codes: 0 done; 1 the input is wrong (every error is told, one a line); 2 wrong usage.",
+    help="Layer-2 overlay networks between Linux hosts, declared in a Pulumi stack file. `pulumi preview` and "
+    "`pulumi up` make them; this says what is planned, and what is there.",
+    epilog="Exit codes: 0 done; 1 the input is wrong (every error is told, one a line); 2 what is there differs from "
+    "what was declared; 3 a host was not reached; 64 wrong usage.",
     no_args_is_help=True,
     add_completion=False,
     # Plain text: the same on every terminal, so that the documentation can show it.
@@ -31,15 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-StackFile = Annotated[
-    Path | None,
-    typer.Argument(metavar="FILE", help="The stack file; default: the project's only one.", show_default=False),
-]
-StackName = Annotated[
-    str | None, typer.Option("--stack", "-s", metavar="NAME", help="The stack, by name.", show_default=False)
-]
-
 
 @app.command()
 def init(
@@ -58,7 +51,7 @@ def init(
 
     Without --host it asks for two servers, or without a terminal takes a=192.0.2.11 and b=192.0.2.12, to be edited.
     """
-    with _told():
+    with told():
         from overlay_components import _init
 
         example = {"a": "192.0.2.11", "b": "192.0.2.12"}
@@ -91,12 +84,12 @@ def plan(
         raise typer.BadParameter("give one of --json, --hosts and --inventory")
     import json as json_
 
-    with _told():
+    with told():
         from overlay_components import snippets
 
-        found = _find(file, stack)
+        found = find(file, stack)
         made = found.plan()
-    _warn(made.warnings)
+    warn(made.warnings)
     if hosts:
         for line in snippets.hosts(made.containers):
             typer.echo(line)
@@ -108,14 +101,14 @@ def plan(
         out = {"containers": made.containers, "hosts": made.hosts(), "segments": made.segments}
         typer.echo(json_.dumps(out, indent=2))
         return
-    _show(
+    show(
         "IP plan",
         ["segment", "container", "host", "runtime", "bridge", "address", "gateway", "MAC", "MTU"],
         _containers(made),
     )
-    _show("Devices", ["host", "device", "kind", "bridge", "addresses", "MTU", "more"], _devices(made))
-    _show("Services", ["host", "service", "kind", "what"], _services(made))
-    _show("To be let in by firewalls", ["host", "tunnel", "protocol", "port", "from"], _rules(made))
+    show("Devices", ["host", "device", "kind", "bridge", "addresses", "MTU", "more"], _devices(made))
+    show("Services", ["host", "service", "kind", "what"], _services(made))
+    show("To be let in by firewalls", ["host", "tunnel", "protocol", "port", "from"], _rules(made))
 
 
 @app.command()
@@ -127,10 +120,10 @@ def explain(
     stack: StackName = None,
 ) -> None:
     """Print what one would type on a host to do it by hand."""
-    with _told():
+    with told():
         from overlay_components import _explain
 
-        found = _find(file, stack)
+        found = find(file, stack)
         lines = _explain.lines(found.raw, found.owner, host, found.lock())
     for line in lines:
         typer.echo(line)
@@ -155,10 +148,10 @@ def snippet(
 
     ifupdown and netplan are for within the container, where nothing else gives it its address.
     """
-    with _told():
+    with told():
         from overlay_components import snippets
 
-        made = _find(file, stack).plan()
+        made = find(file, stack).plan()
         lines = snippets.chosen(made.containers, made.segments, container, form)
     for line in lines:
         typer.echo(line)
@@ -175,10 +168,10 @@ def lock(
     Each gets the lowest address that is free. What was chosen before stays; also that of a container that is gone,
     until --prune.
     """
-    with _told():
+    with told():
         from overlay_components import lock as lock_
 
-        found = _find(file, stack)
+        found = find(file, stack)
         before, after = found.lock(), found.relocked(prune=prune)
         if before != after:
             lock_.write(found.lock_file, after)
@@ -202,33 +195,18 @@ def version() -> None:
     typer.echo(f"overlay-networks {_version()}")
 
 
+# UsageError, which typer does not export.
+typer.BadParameter.__base__.exit_code = USAGE  # type: ignore[union-attr]
+for _command in commands.ALL:
+    app.command()(_command)
+
+
 def main() -> None:
     """Entry point of the command."""
     app(prog_name="overlay")
 
 
 # -- input -----------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Wrong input becomes its sentences, one a line, and exit code 1."""
-    from overlay_components.errors import ConfigErrors
-
-    try:
-        yield
-    except ConfigErrors as error:
-        for line in error.errors:
-            typer.echo(line, err=True)
-        raise typer.Exit(1) from None
-
-
-def _find(file: Path | None, name: str | None) -> Stack:
-    from overlay_components import _project
-
-    found = _project.find(file, name)
-    _warn(found.notes)
-    return found
 
 
 def _ask(example: Mapping[str, str]) -> dict[str, str]:
@@ -244,11 +222,6 @@ def _version() -> str:
 
 
 # -- output ----------------------------------------------------------------------------------
-
-
-def _warn(sentences: Iterable[str]) -> None:
-    for sentence in sentences:
-        typer.echo(f"warning: {sentence}", err=True)
 
 
 #: So many of a service's leases, ports or subnets are named in a table.
@@ -325,24 +298,6 @@ def _rules(made: Plan) -> Iterator[list[str]]:
         for name, rule in rules.items():
             port = "-" if rule["port"] is None else str(rule["port"])
             yield [host, name, rule["protocol"], port, listed(rule["peers"].values()) or "anywhere"]
-
-
-def _show(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    if table.row_count:
-        console = Console()
-        # In a file or a pipe lines are as long as they are: a folded address cannot be searched for.
-        width = console.width if console.is_terminal else 1000
-        # Nothing in it is markup: of the MAC address 00:16:3e:ab:f9:65 `:ab:` would be a picture.
-        Console(highlight=False, emoji=False, markup=False, width=width).print(table)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,7 @@ import functools
 import getpass
 import hashlib
 import hmac
-import io
 import ipaddress
-import logging
 import os
 import re
 import shlex
@@ -36,18 +34,15 @@ from pathlib import Path
 import paramiko
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from paramiko.agent import AgentKey, AgentSSH
+from paramiko.agent import AgentSSH
+
+from overlay_components import ssh
 
 KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")
 DEFAULT_USER = "root"  # pulumi-command's own default
 DEFAULT_PORT = 22
-SCAN_SECONDS = 3.0  # for each of: TCP, key exchange, bastion log-in or channel
 AGENT_SECONDS = 5.0
 MAX_PORT = 65535
-MAX_AUTH_TRIES = 6  # sshd's default; pulumi-command offers the agent's keys in order
-
-logging.getLogger("overlay.ssh").addHandler(logging.NullHandler())  # paramiko's own; else on stderr
 
 
 @dataclass(frozen=True)
@@ -244,7 +239,7 @@ class Operator:
                 return tuple(key.blob for key in agent.get_keys())
         except (OSError, paramiko.SSHException) as error:
             self.problems.append(
-                f"SSH_AUTH_SOCK: no ssh-agent answers at {self.agent_socket!r} ({_reason(error)}); "
+                f"SSH_AUTH_SOCK: no ssh-agent answers at {self.agent_socket!r} ({ssh.reason(error)}); "
                 "start one there or unset SSH_AUTH_SOCK: pulumi-command fails on it even when it "
                 "is given a key"
             )
@@ -476,7 +471,7 @@ class _End:
                 self._warn_config("identityFile", self.operator.shown(path), setting)
                 return self._from_file(path, f"IdentityFile {setting.value!r} ({setting.origin})")
         if self.operator.agent_keys:
-            if len(self.operator.agent_keys) > MAX_AUTH_TRIES:
+            if len(self.operator.agent_keys) > ssh.MAX_AUTH_TRIES:
                 self._warn_many_keys("any after the sixth is not tried")
             return None
         if not settings:
@@ -509,7 +504,7 @@ class _End:
     def _warn_many_keys(self, what: str) -> None:
         self.warn(
             f"the ssh-agent holds {len(self.operator.agent_keys)} keys and sshd allows "
-            f"{MAX_AUTH_TRIES} tries (MaxAuthTries): {what}; remove some with ssh-add -d"
+            f"{ssh.MAX_AUTH_TRIES} tries (MaxAuthTries): {what}; remove some with ssh-add -d"
         )
 
     def _compare_identity_agent(self, tokens: Mapping[str, str]) -> None:
@@ -533,7 +528,7 @@ class _End:
         public = _blob(_public_part(path))
         if public in operator.agent_keys:
             position = operator.agent_keys.index(public) + 1
-            if position > MAX_AUTH_TRIES:
+            if position > ssh.MAX_AUTH_TRIES:
                 self._warn_many_keys(f"that of {operator.shown(path)} comes as number {position}")
             return None
         shown = operator.shown(path)
@@ -683,7 +678,7 @@ class _End:
             through = f" through {proxy.host} port {proxy.port}" if proxy else ""
             self.problem(
                 f"{reason}, and {host} port {port}{through} cannot be asked for it: "
-                f"{_reason(error)}; make the host reachable, or {by_hand} from {on_host}"
+                f"{ssh.reason(error)}; make the host reachable, or {by_hand} from {on_host}"
             )
             return
         blob = _blob(key) or b""
@@ -985,72 +980,5 @@ def _key_kind(text: str) -> str:
 
 def _scan(operator: Operator, host: str, port: int, proxy: Connection | None) -> str:
     """The "type base64" that the host shows, ed25519 before ECDSA; at most about 10 s."""
-    with contextlib.ExitStack() as stack:
-        if proxy is None:
-            channel: socket.socket | paramiko.Channel = socket.create_connection((host, port), SCAN_SECONDS)
-        else:
-            bastion = stack.enter_context(_transport(socket.create_connection((proxy.host, proxy.port), SCAN_SECONDS)))
-            _log_in(bastion, proxy, operator)
-            channel = bastion.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=SCAN_SECONDS)
-        key = stack.enter_context(_transport(channel)).get_remote_server_key()
-        return f"{key.get_name()} {key.get_base64()}"
-
-
-@contextlib.contextmanager
-def _transport(channel: socket.socket | paramiko.Channel) -> Iterator[paramiko.Transport]:
-    transport = paramiko.Transport(channel)
-    try:
-        transport.set_log_channel("overlay.ssh")
-        transport.get_security_options().key_types = KEY_TYPES
-        transport.auth_timeout = SCAN_SECONDS
-        transport.banner_timeout = 2 * SCAN_SECONDS  # never before start_client's, whose error is ours
-        transport.start_client(timeout=SCAN_SECONDS)
-        if not transport.initial_kex_done:  # start_client returns in silence when its time is up
-            raise TimeoutError(f"no SSH answer within {SCAN_SECONDS:g} s")
-        yield transport
-    finally:
-        transport.close()
-
-
-def _log_in(bastion: paramiko.Transport, proxy: Connection, operator: Operator) -> None:
-    shown = bastion.get_remote_server_key()
-    if f"{shown.get_name()} {shown.get_base64()}" != proxy.host_key:
-        raise paramiko.SSHException("the bastion shows another host key than the known one")
-    if proxy.private_key is not None:
-        bastion.auth_publickey(proxy.user, _load_private(proxy.private_key))
-        return
-    with operator.agent() as agent:
-        keys: tuple[AgentKey, ...] = agent.get_keys()
-        for key in keys[:MAX_AUTH_TRIES]:
-            with contextlib.suppress(paramiko.AuthenticationException):
-                bastion.auth_publickey(proxy.user, key)
-                return
-    raise paramiko.AuthenticationException(f"the bastion refuses {proxy.user}'s keys")
-
-
-def _load_private(text: str) -> paramiko.PKey:
-    """Load through cryptography: paramiko 5.1 refuses half of all ECDSA keys that have no comment (its unpadding)."""
-    data = text.encode()
-    try:
-        is_openssh = _OPENSSH in text
-        key = (serialization.load_ssh_private_key if is_openssh else serialization.load_pem_private_key)(data, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise paramiko.SSHException("the bastion's private key cannot be read") from error
-    if isinstance(key, rsa.RSAPrivateKey):
-        return paramiko.RSAKey(key=key)
-    if isinstance(key, ec.EllipticCurvePrivateKey):
-        return paramiko.ECDSAKey(vals=(key, key.public_key()))
-    if isinstance(key, ed25519.Ed25519PrivateKey):
-        form = (serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
-        return paramiko.Ed25519Key.from_private_key(io.StringIO(key.private_bytes(*form).decode()))
-    raise paramiko.SSHException("the bastion's private key is of a type that cannot be used here")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
-        return "it offers neither an ed25519 nor an ECDSA host key (run ssh-keygen -A there)"
-    if isinstance(error, paramiko.ChannelException):
-        return f"the bastion says {error.text!r}"
-    if isinstance(error, OSError):
-        return error.strerror or str(error) or "timed out"
-    return str(error) or type(error).__name__
+    with ssh.channel(host, port, proxy, operator) as channel, ssh.transport(channel, KEY_TYPES) as found:
+        return ssh.host_key(found)

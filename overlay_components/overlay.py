@@ -24,7 +24,7 @@ from pulumi_command import local
 from typing_extensions import Self
 
 from overlay_agent.document import Owner
-from overlay_components import _outputs, _project, _sdk, agent, component, config, connection, lock
+from overlay_components import _outputs, _project, _sdk, agent, component, config, connection, live, lock
 from overlay_components.bridge import Bridge
 from overlay_components.component import Component, words
 from overlay_components.config import Config
@@ -330,16 +330,8 @@ def _connections(checked: Config) -> dict[str, Any]:
     def one(host: config.ResolvedHost) -> Any:
         if isinstance(host.address, Placeholder) or isinstance(host.host_key, Placeholder):
             return None
-        wanted = connection.Wanted(
-            address=host.address,
-            user=host.user,
-            port=host.port,
-            identity_file=host.identity_file,
-            host_key=host.host_key,
-            proxy=host.proxy,
-        )
         try:
-            return connection.resolve(f"hosts.{host.name}", wanted, operator)
+            return live.reached(host, operator)
         except connection.ConnectionProblem as error:
             problems.extend(error.problems)
             return None

@@ -392,7 +392,7 @@ def test_plan_as_hosts_and_as_inventory(overlay):
     assert (
         json.loads(overlay("plan", "--inventory", stack).stdout)["all"]["hosts"]["web"]["ansible_host"] == "10.10.0.11"
     )
-    assert "give one of --json, --hosts and --inventory" in overlay("plan", "--hosts", "--json", stack, code=2).stderr
+    assert "give one of --json, --hosts and --inventory" in overlay("plan", "--hosts", "--json", stack, code=64).stderr
 
 
 # -- lock ------------------------------------------------------------------------------------
@@ -436,8 +436,8 @@ def test_schema_and_version(overlay):
 
 
 def test_wrong_usage_has_its_own_code(overlay):
-    overlay("plan", "--nonsense", code=2)
-    overlay("nonsense", code=2)
+    overlay("plan", "--nonsense", code=64)
+    overlay("nonsense", code=64)
 
 
 def test_help_does_not_wait_for_pulumi():

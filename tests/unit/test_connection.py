@@ -24,7 +24,7 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from overlay_components import connection
+from overlay_components import connection, ssh
 from overlay_components.connection import Connection, ConnectionProblem, Operator, Wanted, resolve
 
 NEEDS_SSHD = pytest.mark.skipif(
@@ -538,7 +538,7 @@ class Server:
     """Speaks enough SSH to show its host keys, on a port of 127.0.0.1."""
 
     def __init__(self, keys):
-        self.keys = [connection._load_private(path.read_text()) for path in keys]
+        self.keys = [ssh.private_key(path.read_text()) for path in keys]
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.asked = 0
@@ -639,7 +639,7 @@ def test_nobody_listens(home, login):
 
 @pytest.mark.parametrize("greeting", [b"", b"SSH-2.0-x\r\n"], ids=["silent", "stuck"])
 def test_host_hangs(home, login, monkeypatch, greeting):
-    monkeypatch.setattr(connection, "SCAN_SECONDS", 0.3)
+    monkeypatch.setattr(ssh, "STEP_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         kept = []
@@ -800,7 +800,7 @@ def test_unknown_bastion_and_host(home, write, fill, login, server):
 def test_private_keys_load(tmp_path, options):
     """Eight times ECDSA, because paramiko itself refuses about every second one."""
     path = keygen(tmp_path / "key", *options)
-    loaded = connection._load_private(path.read_text())
+    loaded = ssh.private_key(path.read_text())
     assert f"{loaded.get_name()} {loaded.get_base64()}" == public(path)
 
 

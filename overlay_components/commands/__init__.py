@@ -1,0 +1,12 @@
+"""The commands of `overlay` that ask hosts, or change what Pulumi knows: one file each, named as it.
+
+A new one is a function with typer's annotations in a file here, a line in ALL, a section in docs/cli.md, and tests in
+tests/unit (what it makes of answers) and tests/e2e (what real hosts answer).
+"""
+
+from __future__ import annotations
+
+from overlay_components.commands.drift import drift
+
+#: In the order of `overlay --help`.
+ALL = (drift,)

@@ -1,0 +1,55 @@
+"""`overlay drift`: what hosts have, compared with what was applied to them, by their own agents."""
+
+from __future__ import annotations
+
+import typer
+
+from overlay_components.commands.common import (
+    DIFFERS,
+    UNREACHED,
+    AsJson,
+    HostNames,
+    StackName,
+    ask,
+    chosen,
+    find,
+    fleet,
+    told,
+)
+
+# ruff: noqa: PLC0415 - see common.py
+
+
+def drift(hosts: HostNames = None, stack: StackName = None, json: AsJson = False) -> None:
+    """Compare what hosts have with what was applied; changes nothing.
+
+    Each line is one difference: `h2 vx-app: mtu want 1450, is 1400`. Exit code 2 when there is one; else 3 when a host
+    could not be asked.
+    """
+    with told():
+        from overlay_agent.document import dump
+        from overlay_components import config, state
+        from overlay_components.live import Request
+
+        found = find(None, stack)
+        wanted = state.documents(found)
+        known = config.load_config(found.raw).resolved_hosts()
+        names = chosen({host: wanted[host] for host in known if host in wanted}, hosts)
+    with fleet(known) as made:
+        answers, problems = ask(made, {host: Request("check -", dump(wanted[host])) for host in names})
+    drifted = {host: answer.report["drift"] for host, answer in answers.items() if answer.report["drift"]}
+    if json:
+        import json as json_
+
+        out = {"drift": {host: drifted.get(host, []) for host in answers}, "unreached": problems}
+        typer.echo(json_.dumps(out, indent=2))
+    else:
+        for host, lines in drifted.items():
+            for line in lines:
+                typer.echo(f"{host} {line}")
+        for problem in problems:
+            typer.echo(problem, err=True)
+        asked = f"{len(answers)} host{'' if len(answers) == 1 else 's'}"
+        typer.echo(f"{asked} asked: {f'{len(drifted)} drifted' if drifted else 'all as applied'}")
+    if drifted or problems:
+        raise typer.Exit(DIFFERS if drifted else UNREACHED)
