@@ -8,6 +8,7 @@ what happens when a process is killed, is in guard.py. What an object is, is its
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ from overlay_agent.kinds import DEVICES, KINDS, SERVICES
 from overlay_agent.secrets import MISSING, Secrets, references
 from overlay_agent.store import Store
 
+#: What systemd-networkd makes when it runs (systemd-networkd.service(8)).
+NETWORKD = "/run/systemd/netif"
 #: Read-backs until a difference counts: udev and daemons may be at it for a moment.
 VERIFY_SECONDS = (0.0, 0.05, 0.2, 0.5)
 
@@ -258,10 +261,19 @@ def act(
             notes.append(str(error))
 
     def delete(change: Change) -> None:
-        KINDS[change.found.KIND].delete(kernel, change.name, mark(change.name))
+        kind = KINDS[change.found.KIND]
+        kind.delete(kernel, change.name, mark(change.name))
+        if kind.group == DEVICES and os.path.isdir(NETWORKD):
+            from overlay_agent import hands_off  # noqa: PLC0415 - of few hosts
+
+            hands_off.remove(kernel, change.name)
 
     def create(change: Change) -> list[str]:
         kind, was = KINDS[change.wanted.KIND], before.get(change.name) or {}
+        if kind.group == DEVICES and os.path.isdir(NETWORKD):
+            from overlay_agent import hands_off  # noqa: PLC0415 - of few hosts
+
+            hands_off.shield(kernel, change.name, kind.name)
         kind.create(kernel, change.name, change.wanted, mark(change.name), was)
         return kind.put_back(kernel, change.name, was, exactly=exactly) if was else []
 

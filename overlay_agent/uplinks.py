@@ -74,14 +74,19 @@ def resolved(document: Document, kernel: Kernel) -> Document:
             record = records.get(nic_of(name))
             mine = record if record and record["mark"] == document.owner.alias(name) else None
             services[name] = dataclasses.replace(spec, addresses=_taken(kernel, nic_of(name), spec, mine))
-    devices = {name: _with_mac(spec, kernel) for name, spec in document.devices.items()}
+    devices = {name: _with_mac(name, spec, kernel) for name, spec in document.devices.items()}
     return dataclasses.replace(document, devices=devices, services=services)
 
 
-def _with_mac(spec: Any, kernel: Kernel) -> Any:
+def _with_mac(name: str, spec: Any, kernel: Kernel) -> Any:
     nic = kernel.links.get(spec.mac[len(OF) :]) if spec.mac.startswith(OF) else None
-    # Whether the kernel gives it a link-local address is of one piece with that: it is made from the MAC address.
-    return dataclasses.replace(spec, mac=nic.mac, link_local=nic.link_local) if nic else spec
+    if nic is None:
+        return spec
+    # Whether the kernel gives it a link-local address is of one piece with that: it is made from the MAC address. Later
+    # the NIC says nothing of it any more: NetworkManager turns it off on its own NICs, and on when it lets go of one.
+    there = kernel.links.get(name)
+    like = there if there and nic.master == there.index else nic
+    return dataclasses.replace(spec, mac=nic.mac, link_local=like.link_local)
 
 
 def _taken(kernel: Kernel, nic: str, spec: Any, record: Mapping[str, Any] | None) -> dict[str, Any]:

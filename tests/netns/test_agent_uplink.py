@@ -8,7 +8,7 @@ import re
 import time
 
 import pytest
-from agent_support import MAC_BR, PYTHON, Node, bridge, document, usual
+from agent_support import MAC_BR, PYTHON, Node, bridge, document, usual, vxlan
 
 GATEWAY, GATEWAY6 = "198.18.0.1", "2001:db8::1"
 
@@ -298,14 +298,29 @@ def test_who_is_told_to_leave_it_alone(wired):
     networkd, manager = "/run/systemd/network/00-overlay-u0.network", "/run/NetworkManager/conf.d/90-overlay-u0.conf"
     assert "[Match]\nName=u0 br-app\n\n[Link]\nUnmanaged=yes\n" in wired.run(f"cat {networkd}").out
     devices = "interface-name:=u0;interface-name:=br-app"
-    assert f"[keyfile]\nunmanaged-devices+={devices}\n" in wired.run(f"cat {manager}").out
+    assert f"[device-overlay-u0]\nmatch-device={devices}\nmanaged=0\n" in wired.run(f"cat {manager}").out
     wired.run(f"rm {networkd}")
     assert wired.agent("check", code=2).report == {"drift": ["uplink-u0: leftAlone want on, is off"]}
-    wired.apply(host_bridge())
+    # Of a device of ours networkd hears where a file of its owner may match.
+    greedy = "/run/systemd/network/90-greedy.network"
+    wired.run("sh", "-c", f"printf '[Match]\\nName=vx-*\\n' > {greedy}")
+    wired.apply(host_bridge(vx_app=vxlan(bridge="br-app")))
+    assert "\nName=vx-app\n" in wired.run("cat /run/systemd/network/00-overlay-vx-app.network").out
+    there = wired.run("ls /run/systemd/network").out.split()
+    assert there == ["00-overlay-u0.network", "00-overlay-vx-app.network", "90-greedy.network"]
+    wired.run(f"rm {greedy}")
     wired.agent("remove", "p/s")
     # NetworkManager had not configured it itself, and is not to begin now.
     left = wired.run("find /run/systemd/network /run/NetworkManager -type f").out
     assert left == "/run/NetworkManager/conf.d/91-overlay-u0-of-another.conf\n"
+
+
+def test_what_the_nic_is_set_to_later_says_nothing_of_the_bridge(wired):
+    """NetworkManager turns link-local addresses off on its own NICs, and on when it lets go of one."""
+    wired.run("ip link set u0 addrgenmode none")
+    wired.apply(host_bridge())
+    wired.run("ip link set u0 addrgenmode eui64")
+    assert wired.agent("check").report == {"drift": []}
 
 
 # -- armed ---------------------------------------------------------------------------------------
