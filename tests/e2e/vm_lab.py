@@ -40,6 +40,7 @@ class VmLab(Lab):
     def up(self) -> bool:
         """Starts it in there, and makes this side's ssh files."""
         words = ["up", "--name", self.name, "--hosts", str(self.options.hosts), "--mtu", str(self.options.mtu)]
+        words += ["--nics", str(self.options.nics)]
         self._inside(*words, *(["--ipv6"] if self.options.ipv6 else []))
         there = f"{_vm.CHECKOUT}/.lab/{self.name}"
         self.logs = f"{there}/log"
