@@ -18,6 +18,11 @@ USAGE = """usage: overlay-agent VERB
   remove [STACK]     remove what the stack (project/stack, or of the document on standard input) has here
   check [STACK]      compare what is with what was applied, or with `check -` with the document on standard
                      input; exit code 2 when it drifted
+  status STACK       what the stack has here, its counters, and since when, as JSON
+  history STACK      what was done here for the stack, by whom and when, as JSON
+  stop [STACK]       takes down what the stack has here until `start` or `apply`, also over a reboot
+  start [STACK]      makes what was stopped true again
+  purge STACK [force]  as `uninstall`, for a stack that no program knows any more
   show [STACK]       what the stacks have here, read from the kernel, as JSON
   explain [STACK]    the commands that do the same by hand; a document on standard input, or STACK
   restore [WHICH]    make every stack's document true again (at boot); WHICH: docker, those with networks
@@ -118,10 +123,12 @@ def _labelled(label: str) -> Any:
 
 
 def _check(label: str | None = None) -> int:
+    import dataclasses  # noqa: PLC0415
+
     from overlay_agent import bridges, kernel, reconcile, store  # noqa: PLC0415
     from overlay_agent.errors import shortened  # noqa: PLC0415
 
-    store_, drifted = store.Store(), []
+    store_, drifted, stopped = store.Store(), [], {}
     given = _document(store_, None) if label == "-" else None
     with store_.locked("check"):  # a look at an apply under way would find drift
         # Only said: to look must not change a host. Whatever changes something next ends it.
@@ -129,7 +136,11 @@ def _check(label: str | None = None) -> int:
             drifted.append("an apply was cut short; `overlay-agent restore` or the next `pulumi up` ends it")
         kernel_ = kernel.Kernel()
         for name in [given.owner.label] if given else [label] if label else store_.labels():
-            wanted = given or _document(store_, name)
+            kept = _document(store_, name)
+            wanted = given or kept
+            if wanted and kept and kept.stopped:
+                stopped[name] = kept.stopped
+                wanted = dataclasses.replace(wanted, stopped=kept.stopped)
             if wanted is None:
                 drifted.append(f"stack {name}: no document of it is here; run `pulumi up`")
                 continue
@@ -142,8 +153,78 @@ def _check(label: str | None = None) -> int:
             drifted += [line for change in changes for line in change.drift()]
     for line in drifted:
         print(shortened(line), file=sys.stderr)
-    _report({"drift": drifted})
+    for name, since in stopped.items():
+        print(f"stack {name}: stopped on purpose since {since}", file=sys.stderr)
+    _report({"drift": drifted, **({"stopped": stopped} if stopped else {})})
     return 2 if drifted else 0
+
+
+def _status(label: str = "") -> int:
+    from overlay_agent import status, store  # noqa: PLC0415
+
+    store_ = store.Store()
+    with store_.locked("status"):
+        _report(status.report(store_, _known(label)))
+    return 0
+
+
+def _history(label: str = "") -> int:
+    from overlay_agent import store  # noqa: PLC0415
+
+    _report({"history": store.Store().history(_known(label))})
+    return 0
+
+
+def _stop(label: str | None = None) -> int:
+    import time  # noqa: PLC0415
+
+    return _again(label, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+
+
+def _start(label: str | None = None) -> int:
+    return _again(label, None)
+
+
+def _again(label: str | None, stopped: str | None) -> int:
+    """Makes the kept document true, or what is left of it when it is stopped."""
+    import dataclasses  # noqa: PLC0415
+
+    from overlay_agent import guard, host, store  # noqa: PLC0415
+
+    store_ = store.Store()
+    given = _document(store_, label)
+    name = given.owner.label if given else label
+    with store_.locked(f"stack {name}"):
+        kept = _document(store_, name)
+        if kept is None:
+            print(f"stack {name}: no document of it is here; run `pulumi up`", file=sys.stderr)
+            return 1
+        # Who asks is compared with whose it is; what is stopped already keeps its time.
+        wanted = dataclasses.replace(kept, owner=given.owner, stopped=stopped and (kept.stopped or stopped))
+        host.load_modules(wanted.modules())
+        return guard.transaction(wanted, store_, host.here(), _report)
+
+
+def _purge(label: str = "", force: str = "") -> int:
+    from overlay_agent import install, store  # noqa: PLC0415
+
+    store_, (project, stack) = store.Store(), _known(label).split("/")
+    member = store_.read_member(label) or {}
+    known = store_.read(label) or member
+    owner = known.get("owner", {"project": project, "stack": stack, "id": "unknown"})
+    name = known.get("host", os.uname().nodename)
+    request = {"owner": owner, "host": name, "generation": member.get("generation", 1), "force": force == "force"}
+    return install.uninstall(request, report=_report)
+
+
+def _known(label: str) -> str:
+    """The label. Raises DocumentError where it is none."""
+    from overlay_agent.document import DocumentError  # noqa: PLC0415
+    from overlay_agent.fields import Label  # noqa: PLC0415
+
+    if not _is_label(label) or any(Label().check(part) for part in label.split("/")):
+        raise DocumentError([f"STACK: {label!r} is not one; write project/stack"])
+    return label
 
 
 def _show(label: str | None = None) -> int:
@@ -276,6 +357,11 @@ VERBS: dict[str, tuple[Callable[..., int], int]] = {
     "apply": (_guarded(_apply), 0),
     "remove": (_guarded(_remove), 1),
     "check": (_guarded(_check), 1),
+    "status": (_guarded(_status), 1),
+    "history": (_guarded(_history), 1),
+    "stop": (_guarded(_stop), 1),
+    "start": (_guarded(_start), 1),
+    "purge": (_guarded(_purge), 2),
     "show": (_guarded(_show), 1),
     "explain": (_guarded(_explain), 1),
     "restore": (_guarded(_restore), 1),

@@ -22,10 +22,28 @@ def networks(document: Document) -> dict[str, Any]:
     return {name: spec for name, spec in document.services.items() if spec.KIND == "docker-network"}
 
 
+def standing_still(document: Document) -> Document:
+    """What a stopped stack has on its host: bridges that are down and have no addresses, so that containers stay
+    plugged in, and networks that are Docker's. No tunnel, no service; a NIC that was a port is as it was before, and
+    its bridge, which had its addresses, is gone."""
+    of_nics = {spec.bridge for spec in document.services.values() if spec.KIND == "uplink"}
+    return dataclasses.replace(
+        document,
+        devices={
+            name: dataclasses.replace(spec, up=False, addresses={})
+            for name, spec in document.devices.items()
+            if spec.KIND == "bridge" and name not in of_nics
+        },
+        services=networks(document),
+    )
+
+
 def resolved(document: Document, kernel: Kernel | None = None) -> Document:
     """The document with each bridge by its real name, and, as `kernel` shows them, with what uplinks take from
     their NICs. Where Docker has no such network or does not run, the name stays as it is: the network's own kind
-    says so. Docker is asked only where the document does not know itself."""
+    says so. Docker is asked only where the document does not know itself. Of one that is stopped, what is left."""
+    if document.stopped:
+        document = standing_still(document)
     if kernel and any(spec.KIND == "uplink" for spec in document.services.values()):
         from overlay_agent import uplinks  # noqa: PLC0415 - of few documents
 

@@ -400,6 +400,17 @@ def _asked(server: str, name: str) -> bytes:
             return b""
 
 
+def leases(text: str) -> list[dict[str, Any]]:
+    """Who has which address until when (seconds since 1970; 0: for ever), as dnsmasq's own file says. The name and the
+    MAC address are empty where it knows none."""
+    rows = (line.split() for line in text.splitlines())
+    return [
+        {"address": row[2], "name": row[3].strip("*"), "mac": "" if ":" in row[2] else row[1], "until": int(row[0])}
+        for row in rows
+        if len(row) == 5 and row[0].isdigit()
+    ]
+
+
 def leased(text: str) -> dict[str, str]:
     """Whose MAC address has which IPv4 address now, by address, from dnsmasq's own file."""
     rows = (line.split() for line in text.splitlines())

@@ -50,7 +50,8 @@ class Document:
     """All devices, by interface name, and services of one stack on one host.
 
     `machine` is the machine-id of the host that the name stood for so far, or None at first.
-    `force` lets a removal go on although others use what is removed.
+    `force` lets a removal go on although others use what is removed. `stopped`: since when it is on purpose not true
+    (UTC, as RFC 3339 has it); the program never says so, `overlay-agent stop` does.
     """
 
     owner: Owner
@@ -59,6 +60,7 @@ class Document:
     force: bool = False
     devices: Mapping[str, Device] = dataclasses.field(default_factory=dict)
     services: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stopped: str | None = None
 
     @property
     def objects(self) -> dict[str, Any]:
@@ -86,6 +88,8 @@ def to_json(document: Document) -> dict[str, Any]:
         out["machine"] = document.machine
     if document.force:
         out["force"] = True
+    if document.stopped:
+        out["stopped"] = document.stopped
     out[DEVICES] = {name: fields.to_json(spec) for name, spec in sorted(document.devices.items())}
     if document.services:
         out[SERVICES] = {name: fields.to_json(spec) for name, spec in sorted(document.services.items())}
@@ -119,13 +123,14 @@ def parse(raw: Any) -> Document:
         raise DocumentError(
             [f"document.schema: {version!r}; this agent reads 1 to {SCHEMA_VERSION}: run `pulumi up`, which updates it"]
         )
-    known = ["schema", "owner", "host", "machine", "force", DEVICES, SERVICES]
+    known = ["schema", "owner", "host", "machine", "force", "stopped", DEVICES, SERVICES]
     errors.extend(
         f"document.{key}: unknown field; known are {', '.join(known)}" for key in sorted(raw.keys() - set(known))
     )
     owner = read_owner(raw.get("owner"), errors)
     label = fields.Label()
-    for key, type_ in {"host": label, "machine": fields.optional(label), "force": fields.Flag()}.items():
+    maybe = fields.optional(label)
+    for key, type_ in {"host": label, "machine": maybe, "force": fields.Flag(), "stopped": maybe}.items():
         wrong = type_.check(raw.get(key, False if key == "force" else None))
         if wrong:
             errors.append(f"document.{key}: {wrong}")
@@ -148,7 +153,9 @@ def parse(raw: Any) -> Document:
     )
     if errors or owner is None:
         raise DocumentError(errors)
-    return Document(owner, raw["host"], raw.get("machine"), raw.get("force", False), devices, services)
+    return Document(
+        owner, raw["host"], raw.get("machine"), raw.get("force", False), devices, services, raw.get("stopped")
+    )
 
 
 def read_owner(raw: Any, errors: list[str]) -> Owner | None:

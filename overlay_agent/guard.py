@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from overlay_agent import faults, reconcile
 from overlay_agent.document import Document
 from overlay_agent.errors import KernelError, shortened
+from overlay_agent.history import DONE, ENDED, FAILED, REFUSED, UNDONE
 from overlay_agent.host import Here
 from overlay_agent.kernel import Kernel
 from overlay_agent.reconcile import Failed, Plan, Refused
@@ -55,6 +56,7 @@ def transaction(
         plan = reconcile.prepare(wanted, kernel, store, here.machine, forget=forget)
     except Refused as error:
         _say([*error.errors, "nothing was changed"])
+        store.note(wanted.owner.label, REFUSED, error.errors)
         return 1
     lines = plan.lines()
     if not plan.quiet:
@@ -62,6 +64,7 @@ def transaction(
             witnesses = _armed(plan)
         except KernelError as error:
             _say([f"{wanted.host}: {error}"])
+            store.note(wanted.owner.label, REFUSED, [str(error)])
             return 1
         store.arm(witnesses is not None)
         why, lines = _in_worker(plan, kernel, store, here, fault)
@@ -79,6 +82,7 @@ def transaction(
         return 1 if plan.quiet else _undone(store, why)
     if not plan.quiet:
         store.write_journal(None)
+        store.note(wanted.owner.label, DONE, lines)
     if forget:
         store.secrets(wanted.owner.label).keep(())
         store.forget_keys(wanted.owner.label)
@@ -106,18 +110,22 @@ def _armed(plan: Plan) -> Witnesses | None:
 def end_cut_short(store: Store, here: Here, say: Callable[[Sequence[str]], None] | None = None) -> None:
     """Ends what an earlier agent left halfway, if one did. For whom holds the store's lock."""
     say = say or _say
-    if store.read_journal() is None:
+    journal = store.read_journal()
+    if journal is None:
         return
-    kernel = Kernel()
+    kernel, result = Kernel(), ENDED
     try:
-        say(reconcile.recover(kernel, store, here.boot))
+        lines = reconcile.recover(kernel, store, here.boot)
     except (Failed, KernelError) as error:
         # What is declared now has the last word; holding on to what cannot be brought back would
         # block the host for ever.
         store.write_journal(None)
-        say([f"an apply that was cut short could not be undone: {error}; going on with what is declared"])
+        lines = [f"an apply that was cut short could not be undone: {error}; going on with what is declared"]
+        result = FAILED
     finally:
         kernel.close()
+    say(lines)
+    store.note(journal["label"], result, lines)
 
 
 def _in_worker(
@@ -191,9 +199,12 @@ def _undone(store: Store, why: str) -> int:
         reconcile.undo(kernel, store, journal, fault)
         kernel.close()
     except (Failed, KernelError, StoreError) as error:
-        _say([f"{why}; the undo failed too: {error}; the next apply or `overlay-agent restore` takes it up again"])
-        return 1
-    _say([f"{why}; undone, the host is as it was"])
+        result = FAILED
+        said = f"{why}; the undo failed too: {error}; the next apply or `overlay-agent restore` takes it up again"
+    else:
+        result, said = UNDONE, f"{why}; undone, the host is as it was"
+    _say([said])
+    store.note(journal["label"], result, [said])
     return 1
 
 

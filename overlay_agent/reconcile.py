@@ -64,6 +64,11 @@ class Plan:
     def lines(self) -> list[str]:
         """What changes, or why nothing does, for people."""
         lines = [line for change in self.changes for line in change.lines()] + self.stays
+        was, now = (self.stored or {}).get("stopped"), self.wanted.stopped
+        if now and not was:
+            lines.append(f"{self.wanted.host}: stopped; `overlay start {self.wanted.host}` makes all of it again")
+        elif was and not now and self.target:
+            lines.append(f"{self.wanted.host}: was stopped since {was}; started again")
         return lines or [self._nothing()]
 
     def _nothing(self) -> str:

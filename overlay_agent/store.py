@@ -11,10 +11,11 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from overlay_agent import history
 from overlay_agent.secrets import Secrets
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Store:
         self._journal = os.path.join(state, "journal.json")
         self._undo = os.path.join(state, "undo.json")
         self._shared = os.path.join(state, "shared.json")
+        self._history = os.path.join(state, "history.jsonl")
         self._armed = False
 
     # -- membership -------------------------------------------------------------------------
@@ -81,7 +83,10 @@ class Store:
         return found
 
     def remove_empty(self) -> None:
-        """Removes the store's folders when nothing is left in them."""
+        """Removes the store's folders when nothing is left in them; the history goes with the last stack."""
+        if not self.labels() and not self.members():
+            with suppress(FileNotFoundError):
+                os.unlink(self._history)
         for folder, _, files in os.walk(self._state, topdown=False):
             for file in files:
                 if file.endswith(".new"):  # of a write that was cut short
@@ -91,6 +96,25 @@ class Store:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
                     raise
+
+    def applied(self, label: str) -> float | None:
+        """When the stack's document was last made true here, in seconds since 1970; None: it has none."""
+        try:
+            return os.stat(self._path("stacks", label)).st_mtime
+        except FileNotFoundError:
+            return None
+
+    # -- history ----------------------------------------------------------------------------
+
+    def note(self, label: str, result: str, lines: Sequence[str]) -> None:
+        """Adds to the history what came of an apply, or of what undid it; see history.py."""
+        history.note(self._history, label, result, lines)
+
+    def history(self, label: str) -> list[dict[str, Any]]:
+        """What was done for the stack here, the oldest first."""
+        return history.entries(self._history, label)
+
+    # -- secrets and keys -------------------------------------------------------------------
 
     def secrets(self, label: str, wanted: Iterable[str] = ()) -> Secrets:
         """The stack's secret values; `wanted`: see Secrets."""

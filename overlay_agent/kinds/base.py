@@ -48,6 +48,8 @@ class Kind:
     modules: tuple[str, ...] = ()
     #: Objects are made in ascending and removed in descending rank: a bridge before its ports.
     rank: int = 10
+    #: Whether a program of its own has to run for it (daemon.py).
+    program: bool = False
 
     # -- pure -------------------------------------------------------------------------------
 
@@ -105,6 +107,10 @@ class Kind:
     def in_use(self, kernel: Kernel, name: str, going: set[str]) -> list[str]:
         """Why the object should not be removed together with those in `going`."""
         return []
+
+    def status(self, mark: str) -> dict[str, Any]:
+        """What `overlay status` shows of the object beside that it is there."""
+        return {}
 
     def removal(self, kernel: Kernel, name: str) -> str:
         """The command with which a person removes it."""

@@ -134,6 +134,7 @@ class DnsmasqKind(Kind):
     name = "dnsmasq"
     spec = Dnsmasq
     rank = 19
+    program = True
 
     # -- pure -------------------------------------------------------------------------------
 
@@ -172,6 +173,11 @@ class DnsmasqKind(Kind):
         if there.is_bound_elsewhere(kernel, spec):
             return [("bound", "to a device that is gone", f"to {spec.interface}")]
         return [] if there.has_loaded(spec) else [("loaded static leases", "others", "those of its file")]
+
+    def status(self, mark: str) -> dict[str, Any]:
+        from overlay_agent import dnsmasq  # noqa: PLC0415 - as above
+
+        return {"leases": dnsmasq.leases(_There.of(mark).files.get(dnsmasq.LEASES, ""))}
 
     def wrong_here(self, kernel: Kernel, name: str, spec: Dnsmasq, wanted: Document) -> list[str]:
         from overlay_agent import dnsmasq  # noqa: PLC0415 - as above

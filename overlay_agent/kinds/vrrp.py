@@ -89,6 +89,7 @@ class VrrpKind(Kind):
     name = "vrrp"
     spec = Vrrp
     rank = 18
+    program = True
 
     def wrong(self, spec: Vrrp) -> list[str]:
         out = [] if spec.addresses else ["addresses: there are none; leave the service out"]

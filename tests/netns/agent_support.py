@@ -162,8 +162,9 @@ class Host:
         return {**found, "nft": sorted(self.run("nft -s list ruleset").out.split("\n}\n"))}
 
     def files(self):
-        """What the store holds, by path."""
-        out = self.run("sh", "-c", "cd /var/lib/overlay && find . -type f -exec sha1sum {} + | sort -k2").out
+        """What the store holds, by path, without its history."""
+        find = "find . -type f ! -name history.jsonl"
+        out = self.run("sh", "-c", f"cd /var/lib/overlay && {find} -exec sha1sum {{}} + | sort -k2").out
         return {line.split()[1]: line.split()[0] for line in out.splitlines()}
 
 

@@ -107,6 +107,19 @@ def test_addresses_and_routes_move_and_come_back(wired):
     assert wired.files() == {}
 
 
+def test_stop_gives_the_nic_back_and_start_takes_it(wired):
+    before = everything(wired)
+    wired.apply(host_bridge())
+    applied = wired.agent("show").report
+    done = wired.agent("stop", "p/s")
+    assert "answered after the change" in done.err
+    assert difference(before, everything(wired)) == ""
+    assert wired.agent("check").report["drift"] == []
+    wired.agent("start", "p/s")
+    assert wired.agent("show").report == applied
+    assert lan_of(wired).pings("198.18.0.11")
+
+
 def test_a_port_has_no_address_and_comes_back_down(wired):
     """A second NIC, which was down."""
     wired.run("ip link add eth1 type veth peer name eth1p")

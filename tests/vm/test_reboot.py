@@ -203,7 +203,7 @@ def test_a_power_cut_in_the_middle_of_an_apply(applied):
     assert process.wait(60) != 0
     applied.restored()
     kept = applied.vm.run("ls /var/lib/overlay").stdout.split()
-    assert kept == ["keys", "members", "services", "shared.json", "stacks"], "no journal"
+    assert kept == ["history.jsonl", "keys", "members", "services", "shared.json", "stacks"], "no journal"
     assert applied.state() == before
     as_declared(applied)
 
