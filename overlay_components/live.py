@@ -28,6 +28,8 @@ AT_ONCE = 32
 _NO_COMMAND = (126, 127)
 #: The agent does not know the verb: it is older than this program.
 _USAGE = 64
+#: What one says that takes the "-" of `check -` for a stack's name.
+_NO_STDIN = "stack -: "
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,16 @@ class Fleet:
                 self.told(len(answers), len(requests))
         return {host: answers[host] for host in requests}
 
-    def run(self, host: str, command: str, input: bytes = b"", timeout: float = 60.0) -> ssh.Done:  # noqa: A002
-        """Runs any command on one host, by the user's shell, as root. Raises ssh.SshError with the whole sentence."""
+    def run(
+        self, host: str, command: str, input: bytes = b"", timeout: float = 60.0, *, root: bool = True  # noqa: A002
+    ) -> ssh.Done:
+        """Runs any command on one host, by the user's shell, as root or as that user. Raises ssh.SshError with the
+        whole sentence."""
         session = self._session(host)
         if isinstance(session, str):
             raise ssh.SshError(session)
         try:
-            return session.run(self._sudo[host] + command, input, timeout)
+            return session.run(self._sudo[host] * root + command, input, timeout)
         except ssh.SshError as error:
             raise ssh.SshError(f"{self._at(host)}: {error}; run it again when the host answers") from error
 
@@ -107,14 +112,18 @@ class Fleet:
         lines = tuple(done.stderr.decode(errors="replace").splitlines())
         if done.code in _NO_COMMAND or (done.code == 1 and not done.stdout and "command not found" in str(lines)):
             return Answer(host, problem=f"{host}: the agent is not on this host; run `pulumi up`")
-        if done.code == _USAGE:
+        if done.code == _USAGE or any(line.startswith(_NO_STDIN) for line in lines):
             return Answer(host, problem=f"{host}: the agent on this host is older than this program; run `pulumi up`")
         try:
             report = json.loads(done.stdout) if done.stdout.strip() else None
         except ValueError:
             what = done.stdout[:80].decode(errors="replace")
             return Answer(host, problem=f"{host}: what it answers is no report ({what!r}); look at its log-in scripts")
-        return Answer(host, done.code, report, lines)
+        # It begins with the host's name where the agent knows it.
+        words = (line.removeprefix(f"{host}: ").removeprefix(f"{host} ") for line in lines)
+        said = "; ".join(words) or f"exit code {done.code}"
+        problem = f"{host}: {said}" if done.code and report is None else ""
+        return Answer(host, done.code, report, lines, problem)
 
     def _session(self, host: str) -> ssh.Session | str:
         """The host's session, or why there is none."""

@@ -38,12 +38,17 @@ def drift(hosts: HostNames = None, stack: StackName = None, json: AsJson = False
     with fleet(known) as made:
         answers, problems = ask(made, {host: Request("check -", dump(wanted[host])) for host in names})
     drifted = {host: answer.report["drift"] for host, answer in answers.items() if answer.report["drift"]}
+    stopped = {
+        host: since for host, answer in answers.items() for since in answer.report.get("stopped", {}).values()
+    }
     if json:
         import json as json_
 
-        out = {"drift": {host: drifted.get(host, []) for host in answers}, "unreached": problems}
+        out = {"drift": {host: drifted.get(host, []) for host in answers}, "stopped": stopped, "unreached": problems}
         typer.echo(json_.dumps(out, indent=2))
     else:
+        for host, since in stopped.items():
+            typer.echo(f"{host}: stopped on purpose since {since}; `overlay start {host}` makes it true again")
         for host, lines in drifted.items():
             for line in lines:
                 typer.echo(f"{host} {line}")

@@ -29,7 +29,7 @@ def picture(stack: Stack, host: str) -> tuple[str, ...]:
         "ip -o addr",
         # Without what traffic has taught, and the multicast groups that the kernel joins some time.
         "bridge fdb | grep permanent | grep -v '^33:33\\|^01:00:5e' | sort",
-        "find /var/lib/overlay -type f -exec sha256sum {} +",
+        "find /var/lib/overlay -type f ! -name history.jsonl -exec sha256sum {} +",
     )
     texts = (stack.lab.run(host, command, check=False).stdout for command in commands)
     return tuple(re.sub(r"_timer +[0-9.]+|valid_lft \w+", "", text) for text in texts)
@@ -268,19 +268,6 @@ def test_destroy_while_containers_are_plugged_in(stack):
     stack.up().ok()
     stack.destroy().ok()
     assert "superbr0" not in stack.lab.links("h1")
-
-
-def test_destroy_with_a_dead_host(stack):
-    stack.up().ok()
-    pull_cable(stack, "h2")
-    text = stack.destroy().failed()
-    assert re.search(r"\(lab-h2-uninstall\):\n +error: .*dial tcp 198.18.0.12:22", text)
-    stack.clean("h1", "h3")
-    # docs/operations.md
-    urn = next(row["urn"] for name, row in stack.state().items() if name == "lab-h2")
-    stack.run("state", "delete", urn, "--target-dependents", "--yes").ok()
-    stack.destroy().ok()
-    assert not stack.state()
 
 
 @pytest.mark.lab(hosts=2)
