@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -57,6 +58,11 @@ class Project:
     def pulumi(self, *arguments: str) -> str:
         """Its output. Raises FailedError."""
         return run(["pulumi", "--non-interactive", *arguments], cwd=self.folder, env=self._env)
+
+    def overlay(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Runs `overlay …` in the project's folder."""
+        argv = [sys.executable, "-m", "overlay_components.cli", *words]
+        return subprocess.run(argv, cwd=self.folder, env=self._env, capture_output=True, text=True, check=False)
 
     def declare(self, hosts: Sequence[str], vni: int | None) -> None:
         """Writes the stack file: these hosts, and unless `vni` is None the segment on all of them."""
