@@ -207,6 +207,9 @@ class Config(Model):
     open_firewall: Annotated[bool, Checked(fields.Flag())] = _described(
         False, "Whether the hosts' firewalls are opened for the tunnels, for the peers' addresses only"
     )
+    live: Annotated[bool, Checked(fields.Flag())] = _described(
+        False, "Whether preview and up ask the hosts first, and repair what differs from what was applied"
+    )
 
     def resolved_hosts(self) -> dict[str, ResolvedHost]:
         """Every host with the defaults filled in."""

@@ -158,9 +158,11 @@ class Host(Component):
         plan: Input[Any],
         secrets: Output[dict[str, str]] | None = None,
         keys: Mapping[str, Output[str]] | None = None,
+        repair: str | None = None,
     ) -> remote.Command:
         """Registers the command that applies the host's document, after `install`. `secrets`: the values that the
-        document refers to, marked as secret; `keys`: the public keys that it names, by host."""
+        document refers to, marked as secret; `keys`: the public keys that it names, by host; `repair`: what to run
+        although nothing was changed (repair.py)."""
         before = []
         if secrets is not None:
             # Nothing takes them away again: the agent does, when no document of the stack refers to them any more.
@@ -171,10 +173,20 @@ class Host(Component):
             raw = with_keys(plan_.documents[self.name], keys_)
             return {**raw, **force, "owner": request["owner"], "machine": request["machine"]}
 
-        return self._command("document", document_of, plan, Output.all(**(keys or {})), before=before)
+        own = {"update": repair} if repair else {}
+        kept = [] if repair else ["update"]  # an earlier repair's text stays, and nothing runs
+        return self._command(
+            "document", document_of, plan, Output.all(**(keys or {})), before=before, own=own, ignore=kept
+        )
 
     def _command(
-        self, what: str, about: Callable[..., Mapping[str, Any]], *parts: Any, before: Sequence[pulumi.Resource] = ()
+        self,
+        what: str,
+        about: Callable[..., Mapping[str, Any]],
+        *parts: Any,
+        before: Sequence[pulumi.Resource] = (),
+        own: Mapping[str, Any] | None = None,
+        ignore: list[str] | None = None,
     ) -> remote.Command:
         """A command that gets `about(request, *parts)` on standard input, with who asks whom."""
         at = self._installed
@@ -189,9 +201,13 @@ class Host(Component):
             create=at.texts[what],
             stdin=Output.all(at.known, *parts).apply(text),
             opts=ResourceOptions(
-                parent=self, deleted_with=self.opts.deleted_with, depends_on=[at.installation, *before]
+                parent=self,
+                deleted_with=self.opts.deleted_with,
+                depends_on=[at.installation, *before],
+                ignore_changes=ignore,
             ),
             **at.common,
+            **(own or {}),
         )
 
     def _texts(self, connection: Connection, file: str, version: str) -> dict[str, str]:

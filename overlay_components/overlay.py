@@ -24,7 +24,7 @@ from pulumi_command import local
 from typing_extensions import Self
 
 from overlay_agent.document import Owner
-from overlay_components import _outputs, _project, _sdk, agent, component, config, connection, live, lock
+from overlay_components import _outputs, _project, _sdk, agent, component, config, connection, live, lock, repair
 from overlay_components.bridge import Bridge
 from overlay_components.component import Component, words
 from overlay_components.config import Config
@@ -63,6 +63,7 @@ class Overlay(pulumi.ComponentResource):
     Leaving the block raises one pulumi.RunError with every error that was found. `peers`,
     `defaults`, `encryption` and `open_firewall` are as in the stack file (docs/stack-file.md). `lock` has the addresses
     of containers that say none: a lock file's path, or addresses by segment and container (docs/containers.md).
+    `live`: hosts are asked first, and what has drifted is shown and repaired (docs/operations.md).
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Overlay(pulumi.ComponentResource):
         open_firewall: bool | None = None,
         encryption: Literal["wireguard", "none"] | EncryptionArgs | None = None,
         lock: str | Path | Lock | None = None,
+        live: bool | None = None,
         opts: ResourceOptions | None = None,
     ) -> None:
         _end_without_traceback()
@@ -89,6 +91,7 @@ class Overlay(pulumi.ComponentResource):
             }
         )
         self.lock = _lock(lock)
+        self._live = repair.is_wanted(live)
         self._done = False
         self._plan: _outputs.Promise[Plan] = _outputs.Promise()
         #: The plan: `containers`, `segments`, `underlay_rules` and the documents.
@@ -112,6 +115,7 @@ class Overlay(pulumi.ComponentResource):
             open_firewall=raw.get("openFirewall"),
             encryption=raw.get("encryption"),
             lock=locked,
+            live=raw.get("live"),
         )
         with _sdk.light(), overlay:
             for host, values in raw["hosts"].items():
@@ -196,6 +200,7 @@ class Overlay(pulumi.ComponentResource):
         # The state has it from the first `up` on.
         stack_id = _outputs.known_text(identity.stdout, lambda _: _ID)
         archive = agent.archive()
+        drifted = self._drifted(owner, hosts) if self._live else {}
         commands = {}
         for host in hosts:
             reached: Any
@@ -209,7 +214,8 @@ class Overlay(pulumi.ComponentResource):
         for host in hosts:
             secrets = self._secrets_of(host.name, planned) if host.name in shape.have_secrets else None
             named = {other: keys[other] for other in shape.key_holders.get(host.name, ())}
-            commands[host.name] = host.register(plan, secrets, named)
+            again = repair.update_text() if host.name in drifted else None
+            commands[host.name] = host.register(plan, secrets, named, again)
         if keys:
             self.public_keys = Output.all(**keys)
             plan = Output.all(plan, self.public_keys).apply(lambda both: both[0].with_keys(both[1]))
@@ -218,6 +224,16 @@ class Overlay(pulumi.ComponentResource):
         self._plan.keep(Output.from_input(plan))
         self.register_outputs({})
         _sdk.await_together()
+
+    def _drifted(self, owner: Owner, hosts: list[Host]) -> Mapping[str, list[str]]:
+        """What has drifted on which host; told to the user. Waits for the hosts: what is an update has to be known
+        before it is registered."""
+        found = repair.drifted(_outputs.with_placeholders(self.raw, _describe), owner)
+        for host in hosts:
+            if host.name in found:
+                lines = "".join(f"\n{host.name} {line}" for line in found[host.name])
+                pulumi.log.info(f"{host.name} has drifted; `pulumi up` repairs it:{lines}", resource=host)
+        return found
 
     def _key(self) -> Output[str]:
         """The key of the references to secrets; a Placeholder in a preview before it is made. Not marked as secret."""

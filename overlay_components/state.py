@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from overlay_components._project import Stack
@@ -18,8 +19,14 @@ _PATIENCE = 120
 
 def documents(stack: Stack) -> dict[str, dict[str, Any]]:
     """The documents of the stack's hosts, by host. Raises ConfigErrors where Pulumi does not know the stack."""
-    found = (_document(resource) for resource in resources(export(stack)))
-    mine = {raw["host"]: raw for raw in found if raw and raw["owner"]["stack"] == stack.owner.stack}
+    return applied(_folder(stack), stack.owner.stack, stack.owner.label)
+
+
+def applied(folder: Path, stack: str, label: str) -> dict[str, dict[str, Any]]:
+    """The same of the project in that folder: of the documents in the state of `stack`, those of the owner `label`."""
+    exported = json.loads(_pulumi(folder, stack, "export"))
+    found = (_document(resource) for resource in resources(exported))
+    mine = {raw["host"]: raw for raw in found if raw and f"{raw['owner']['project']}/{raw['owner']['stack']}" == label}
     return dict(sorted(mine.items()))
 
 
@@ -30,12 +37,12 @@ def resources(exported: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def export(stack: Stack) -> dict[str, Any]:
     """The stack's state as Pulumi exports it, with secrets as they are kept. Raises ConfigErrors."""
-    return dict(json.loads(_pulumi(stack, "export")))
+    return dict(json.loads(_pulumi(_folder(stack), stack.owner.stack, "export")))
 
 
 def replace(stack: Stack, exported: Mapping[str, Any]) -> None:
     """Has Pulumi take that for the stack's state. Raises ConfigErrors."""
-    _pulumi(stack, "import", input_=json.dumps(exported))
+    _pulumi(_folder(stack), stack.owner.stack, "import", input_=json.dumps(exported))
 
 
 def without_host(exported: Mapping[str, Any], host: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -80,17 +87,20 @@ def _hosts(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def _pulumi(stack: Stack, *words_: str, input_: str | None = None) -> str:
-    """What `pulumi stack …` prints. Raises ConfigErrors."""
+def _folder(stack: Stack) -> Path:
     if stack.folder is None:
         raise ConfigErrors(
             [f"{stack.owner.label}: no Pulumi.yaml beside the stack file or above; run this in a Pulumi project"]
         )
-    words = ["pulumi", "stack", *words_, "--stack", stack.owner.stack, "--non-interactive"]
+    return stack.folder
+
+
+def _pulumi(folder: Path, stack: str, *words_: str, input_: str = "") -> str:
+    """What `pulumi stack …` prints. Raises ConfigErrors."""
+    words = ["pulumi", "stack", *words_, "--stack", stack, "--non-interactive"]
     try:
         done = subprocess.run(
-            words, cwd=stack.folder, capture_output=True, text=True, check=False, timeout=_PATIENCE,
-            input=input_ or "",
+            words, cwd=folder, capture_output=True, text=True, check=False, timeout=_PATIENCE, input=input_
         )  # fmt: skip
     except FileNotFoundError:
         raise ConfigErrors(["pulumi: is not on PATH; what was applied stands in its state"]) from None

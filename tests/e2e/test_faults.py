@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.e2e.support import Stack, once, wait_for
+from tests.e2e.support import Stack, once, pull_cable, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -33,16 +33,6 @@ def picture(stack: Stack, host: str) -> tuple[str, ...]:
     )
     texts = (stack.lab.run(host, command, check=False).stdout for command in commands)
     return tuple(re.sub(r"_timer +[0-9.]+|valid_lft \w+", "", text) for text in texts)
-
-
-def pull_cable(stack: Stack, host: str) -> None:
-    """The host is unreachable, and that is noticed at once, not after ARP's or TCP's seconds at each try."""
-    stack.lab.operator_run(
-        "for f in /proc/sys/net/ipv4/neigh/*/retrans_time_ms; do "
-        "case $f in */default/*) ;; *) echo 50 >$f;; esac; done; "
-        "ip neigh flush all"
-    )
-    stack.lab.kill(host)
 
 
 # -- the stack file ----------------------------------------------------------------------------
@@ -73,7 +63,7 @@ def test_a_wrong_stack_file(stack):
 
 
 def test_an_unreachable_host(stack):
-    pull_cable(stack, "h2")
+    pull_cable(stack.lab, "h2")
     text = stack.up().failed()
     assert re.search(r"\(lab-h2-agent\):\n +error: after 2 failed attempts: dial tcp 198.18.0.12:22", text)
     stack.healthy("h1", "h3")
