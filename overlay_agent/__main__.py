@@ -18,6 +18,8 @@ USAGE = """usage: overlay-agent VERB
   remove [STACK]     remove what the stack (project/stack, or of the document on standard input) has here
   check [STACK]      compare what is with what was applied, or with `check -` with the document on standard
                      input; exit code 2 when it drifted
+  check --repair [STACK]
+                     makes true again what has drifted, of every stack with selfHeal, or of that one
   status STACK       what the stack has here, its counters, and since when, as JSON
   history STACK      what was done here for the stack, by whom and when, as JSON
   stop [STACK]       takes down what the stack has here until `start` or `apply`, also over a reboot
@@ -122,7 +124,14 @@ def _labelled(label: str) -> Any:
     return None
 
 
-def _check(label: str | None = None) -> int:
+def _check(label: str | None = None, of: str | None = None) -> int:
+    if label == "--repair":
+        from overlay_agent import repair  # noqa: PLC0415
+
+        return repair.repair(of, _report)
+    if of is not None:
+        print(USAGE, end="", file=sys.stderr)
+        return 64
     import dataclasses  # noqa: PLC0415
 
     from overlay_agent import bridges, kernel, reconcile, store  # noqa: PLC0415
@@ -356,7 +365,7 @@ def _report(report: dict[str, Any]) -> None:
 VERBS: dict[str, tuple[Callable[..., int], int]] = {
     "apply": (_guarded(_apply), 0),
     "remove": (_guarded(_remove), 1),
-    "check": (_guarded(_check), 1),
+    "check": (_guarded(_check), 2),
     "status": (_guarded(_status), 1),
     "history": (_guarded(_history), 1),
     "stop": (_guarded(_stop), 1),

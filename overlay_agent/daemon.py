@@ -118,8 +118,8 @@ class Daemon:
     def _start_unit(self, kernel: Kernel) -> None:
         write(f"{UNITS}/{self.id}.service", self.unit())
         kernel.reached()
-        _systemctl("daemon-reload")
-        refusal = _systemctl("restart", f"{self.id}.service")
+        systemctl("daemon-reload")
+        refusal = systemctl("restart", f"{self.id}.service")
         if refusal:
             raise KernelError(f"{self.id}: start", errno.EIO, refusal)
 
@@ -127,11 +127,11 @@ class Daemon:
         unit = f"{UNITS}/{self.id}.service"
         if not os.path.exists(unit):
             return
-        _systemctl("stop", f"{self.id}.service")
+        systemctl("stop", f"{self.id}.service")
         kernel.reached()
         os.unlink(unit)
-        _systemctl("daemon-reload")
-        _systemctl("reset-failed", f"{self.id}.service")
+        systemctl("daemon-reload")
+        systemctl("reset-failed", f"{self.id}.service")
         kernel.reached()
 
     # -- elsewhere --------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class Daemon:
     def _last_words(self) -> str:
         """What the program said last, as one line."""
         if host.has_systemd():
-            said = _output("journalctl", "-q", "-n", "5", "-o", "cat", "-u", f"{self.id}.service")
+            said = output("journalctl", "-q", "-n", "5", "-o", "cat", "-u", f"{self.id}.service")
         else:
             said = _read(f"{RUN}/{self.id}.log")
         return "; ".join(line.strip() for line in said.splitlines() if line.strip())[-_LAST_WORDS:]
@@ -198,7 +198,7 @@ class Daemon:
 def running(id_: str) -> tuple[int | None, list[str]]:
     """The process of a service and its command line; (None, []) where it does not run."""
     if host.has_systemd() and os.path.exists(f"{UNITS}/{id_}.service"):
-        said = _output("systemctl", "show", "-p", "MainPID", "--value", f"{id_}.service").strip()
+        said = output("systemctl", "show", "-p", "MainPID", "--value", f"{id_}.service").strip()
         pid = int(said) if said.isdigit() else 0
         argv = _command_line(pid)
         return (pid, argv) if argv else (None, [])
@@ -302,7 +302,8 @@ def _quoted(word: str) -> str:
     return f'"{word}"' if not word or set(word) & set(" \t\"';\\") else word
 
 
-def _output(*argv: str) -> str:
+def output(*argv: str) -> str:
+    """What it writes; nothing where there is no such command."""
     import subprocess  # noqa: PLC0415 - costs 5 ms where there is no systemd
 
     try:
@@ -311,7 +312,7 @@ def _output(*argv: str) -> str:
         return ""
 
 
-def _systemctl(*arguments: str) -> str:
+def systemctl(*arguments: str) -> str:
     """Runs it, and returns what it says against it; nothing where it did it."""
     import subprocess  # noqa: PLC0415 - as above
 

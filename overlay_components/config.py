@@ -75,6 +75,9 @@ class Defaults(Model):
         None, "Whether to become root by sudo; default: true unless the user is root"
     )
     underlay: DefaultUnderlay = _described(DefaultUnderlay(), "The network between the hosts")
+    self_heal: Annotated[bool | None, Checked(fields.Flag())] = _described(
+        None, "Whether the host itself looks every minute, and repairs what has drifted (needs systemd); default: false"
+    )
 
 
 class Host(Defaults):
@@ -117,6 +120,7 @@ class ResolvedHost:
     underlay_address: str
     underlay_local: str
     underlay_device: str | None
+    self_heal: bool
 
 
 # -- segments --------------------------------------------------------------------------------
@@ -248,6 +252,7 @@ def _resolved(name: str, host: Host, defaults: Defaults) -> ResolvedHost:
         underlay_address=address,
         underlay_local=host.underlay.local or address,
         underlay_device=host.underlay.device or defaults.underlay.device,
+        self_heal=first("self_heal", False),
     )
 
 

@@ -61,6 +61,7 @@ class HostArgs(TypedDict, total=False):
     wireguard: WireguardArgs
     generation: int
     force: bool
+    self_heal: bool
 
 
 class Host(Component):

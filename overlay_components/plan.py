@@ -20,6 +20,7 @@ from overlay_agent.diff import summary
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, Device, Spec
 from overlay_agent.kinds.firewall import Firewall
+from overlay_agent.kinds.self_heal import SelfHeal
 from overlay_agent.kinds.uplink import PREFIX
 from overlay_components import addressing, bridge, encryption, errors, model, mtu, names, routing, snippets, tunnel
 from overlay_components.addressing import Book, Span
@@ -253,6 +254,8 @@ class _Planner:
         seen: dict[tuple[str, int | None], str] = {}
         for name, host in self.config.resolved_hosts().items():
             place = f"hosts.{name}"
+            if host.self_heal:
+                self.services[name][SelfHeal.KIND] = SelfHeal()
             other = seen.setdefault((host.address, host.port), name)
             if other != name and names.known(host.address):
                 self.wrong.append(f"{place}.address: {host.address} is host {other}'s too; each host has its own")

@@ -1,4 +1,4 @@
-"""`overlay:live`: before anything is registered the hosts are asked what is, and those that have drifted become updates.
+"""`overlay:live`: before anything is registered the hosts are asked what is; those that have drifted become updates.
 
 Pulumi has no Read for what commands have made (design, rule 4). What it says was applied is in its state, and the
 difference to that is drift; a document that changes runs anyway. An update needs another text than last time, or the
@@ -64,7 +64,8 @@ def drifted(raw: Mapping[str, Any], owner: Owner) -> dict[str, list[str]]:
     for answer in answers.values():
         if answer.problem:
             pulumi.log.warn(f"overlay:live: {answer.problem}; not compared, and not repaired in this run")
-    return {name: answer.report["drift"] for name, answer in answers.items() if answer.report and answer.report["drift"]}
+    found = {name: answer.report["drift"] for name, answer in answers.items() if answer.report}
+    return {name: lines for name, lines in found.items() if lines}
 
 
 def _stack() -> str:
