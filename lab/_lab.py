@@ -686,14 +686,17 @@ class Lab:
 
     def kill(self, host: str) -> None:
         """Make a host unreachable: its cable is pulled, its sshd ended. What else runs there goes on."""
-        self.host(host)
-        self._ask_keeper(op="cable", host=host, up=False)
+        self.cable(host, up=False)
         self.run(host, "pkill -KILL -x sshd || test $? = 1")  # the host's own PID namespace: only its sshd
+
+    def cable(self, host: str, *, up: bool) -> None:
+        """Pull a host's cable, or plug it in again. Connections last as long as both ends try again."""
+        self.host(host)
+        self._ask_keeper(op="cable", host=host, up=up)
 
     def revive(self, host: str) -> None:
         """Undo `kill`; returns when sshd accepts connections."""
-        self.host(host)
-        self._ask_keeper(op="cable", host=host, up=True)
+        self.cable(host, up=True)
         listens = "ss -Hltn 'sport = :22' | grep -q ."
         if self.run(host, listens, check=False).returncode:
             with (self.root / "log" / f"{host}.log").open("ab") as log:

@@ -134,14 +134,14 @@ def _check(label: str | None = None, of: str | None = None) -> int:
         return 64
     import dataclasses  # noqa: PLC0415
 
-    from overlay_agent import bridges, kernel, reconcile, store  # noqa: PLC0415
+    from overlay_agent import bridges, document, kernel, reconcile, store  # noqa: PLC0415
     from overlay_agent.errors import shortened  # noqa: PLC0415
 
     store_, drifted, stopped = store.Store(), [], {}
     given = _document(store_, None) if label == "-" else None
     with store_.locked("check"):  # a look at an apply under way would find drift
         # Only said: to look must not change a host. Whatever changes something next ends it.
-        if store_.read_journal():
+        if store_.is_cut_short():
             drifted.append("an apply was cut short; `overlay-agent restore` or the next `pulumi up` ends it")
         kernel_ = kernel.Kernel()
         for name in [given.owner.label] if given else [label] if label else store_.labels():
@@ -153,6 +153,8 @@ def _check(label: str | None = None, of: str | None = None) -> int:
             if wanted is None:
                 drifted.append(f"stack {name}: no document of it is here; run `pulumi up`")
                 continue
+            if given and store_.is_other(name, document.to_json(given)):
+                drifted.append(f"stack {name}: another document is kept here, or none; it would come back at boot")
             if bridges.networks(wanted):
                 from overlay_agent import docker_api  # noqa: PLC0415 - costs 15 ms where there is no Docker
 

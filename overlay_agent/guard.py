@@ -110,6 +110,9 @@ def _armed(plan: Plan) -> Witnesses | None:
 def end_cut_short(store: Store, here: Here, say: Callable[[Sequence[str]], None] | None = None) -> None:
     """Ends what an earlier agent left halfway, if one did. For whom holds the store's lock."""
     say = say or _say
+    lost = store.drop_unreadable_journal()
+    if lost:
+        say([lost])
     journal = store.read_journal()
     if journal is None:
         return

@@ -102,7 +102,7 @@ def install(raw: Any, *, known: bool, report: Callable[[dict[str, Any]], None]) 
     owner, name, generation, _ = _request(raw)
     store, here = Store(), host.here()
     with store.locked(f"install for stack {owner.label}"):
-        if store.read_journal() is not None:
+        if store.is_cut_short():
             from overlay_agent import guard  # noqa: PLC0415 - from the archive, without bytecode, it costs 80 ms
 
             guard.end_cut_short(store, here)

@@ -70,6 +70,10 @@ class Store:
         """Keeps the document; None forgets the stack."""
         self._write(self._path("stacks", label), document)
 
+    def is_other(self, label: str, document: dict[str, Any]) -> bool:
+        """Whether another document than this is kept, or none. One that was stopped is the same."""
+        return {k: v for k, v in (self.read(label) or {}).items() if k != "stopped"} != document
+
     def labels(self) -> list[str]:
         """The stacks that have a document here."""
         return self._labels("stacks")
@@ -146,6 +150,22 @@ class Store:
     def read_journal(self) -> dict[str, Any] | None:
         """What an apply that has not ended was about to do; None when none was cut short."""
         return self._read(self._undo) or self._read(self._journal)
+
+    def is_cut_short(self) -> bool:
+        """Whether an apply has not ended, however much of its journal can be read."""
+        return os.path.exists(self._undo) or os.path.exists(self._journal)
+
+    def drop_unreadable_journal(self) -> str:
+        """Removes a journal that the disk has lost in part, which nothing can be undone by. Why, or nothing."""
+        try:
+            self.read_journal()
+        except StoreError:
+            self.write_journal(None)
+            return (
+                f"{self._journal}: not readable; removed. What an apply was about to do when it was cut short is not "
+                "undone; going on with what is declared"
+            )
+        return ""
 
     def arm(self, on: bool) -> None:
         """Whether what is about to be done counts only once `disarm` is called: it is kept with the journal."""
@@ -226,7 +246,9 @@ class Store:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise StoreError(f"{path}: not readable ({error}); move it away, then run `pulumi up`") from None
+            raise StoreError(
+                f"{path}: not readable ({error}); move it away, then run `OVERLAY_LIVE=1 pulumi up`"
+            ) from None
 
     def _write(self, path: str, content: dict[str, Any] | None) -> None:
         try:

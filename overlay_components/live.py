@@ -114,8 +114,6 @@ class Fleet:
             return Answer(host, problem=f"{host}: the agent is not on this host; run `pulumi up`")
         if done.code == _USAGE or any(line.startswith(_NO_STDIN) for line in lines):
             return Answer(host, problem=f"{host}: the agent on this host is older than this program; run `pulumi up`")
-        if done.code == 1 and not done.stdout:  # refused; the lines name no host
-            return Answer(host, problem=f"{host}: {'; '.join(lines) or 'exit code 1'}")
         try:
             report = json.loads(done.stdout) if done.stdout.strip() else None
         except ValueError:

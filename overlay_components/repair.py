@@ -22,6 +22,8 @@ from overlay_components.errors import ConfigErrors
 from overlay_components.live import Fleet, Request
 from overlay_components.names import Placeholder
 
+#: What Pulumi calls the organization where its backend has none.
+_NONE = "organization"
 #: Has the last word: 1 for one run, 0 for one without.
 VARIABLE = "OVERLAY_LIVE"
 #: Becomes root if it has to: it stays in the state, also when another user logs in some day.
@@ -62,8 +64,10 @@ def drifted(raw: Mapping[str, Any], owner: Owner) -> dict[str, list[str]]:
     with Fleet(known) as fleet:
         answers = fleet.ask({name: Request("check -", dump(applied[name])) for name in known})
     for answer in answers.values():
-        if answer.problem:
-            pulumi.log.warn(f"overlay:live: {answer.problem}; not compared, and not repaired in this run")
+        refused = f"{answer.host}: {'; '.join(answer.lines)}" if answer.report is None else ""
+        why = answer.problem or refused
+        if why:
+            pulumi.log.warn(f"overlay:live: {why}; not compared, and not repaired in this run")
     found = {name: answer.report["drift"] for name, answer in answers.items() if answer.report}
     return {name: lines for name, lines in found.items() if lines}
 
@@ -71,4 +75,4 @@ def drifted(raw: Mapping[str, Any], owner: Owner) -> dict[str, list[str]]:
 def _stack() -> str:
     """The stack, as the command `pulumi` is told of it."""
     organization = pulumi.get_organization()
-    return pulumi.get_stack() if organization == "organization" else f"{organization}/{pulumi.get_stack()}"
+    return pulumi.get_stack() if organization in (None, _NONE) else f"{organization}/{pulumi.get_stack()}"

@@ -388,6 +388,19 @@ def once(stack: Stack, host: str, middle: str) -> None:
     file.chmod(0o755)
 
 
+def picture(stack: Project, host: str) -> tuple[str, ...]:
+    """What stands on the host, to be compared."""
+    commands = (
+        "ip -d link",
+        "ip -o addr",
+        # Without what traffic has taught, and the multicast groups that the kernel joins some time.
+        "bridge fdb | grep permanent | grep -v '^33:33\\|^01:00:5e' | sort",
+        "find /var/lib/overlay -type f ! -name history.jsonl -exec sha256sum {} +",
+    )
+    texts = (stack.lab.run(host, command, check=False).stdout for command in commands)
+    return tuple(re.sub(r"_timer +[0-9.]+|valid_lft \w+", "", text) for text in texts)
+
+
 def pull_cable(lab: Lab, host: str) -> None:
     """The host is unreachable, and that is noticed at once, not after ARP's or TCP's seconds at each try."""
     lab.operator_run(

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.e2e.support import Stack, once, pull_cable, wait_for
+from tests.e2e.support import Stack, once, picture, pull_cable, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -20,19 +20,6 @@ def ends_well(stack: Stack, *hosts: str) -> str:
     stack.healthy(*(hosts or stack.hosts))
     stack.noop()
     return text
-
-
-def picture(stack: Stack, host: str) -> tuple[str, ...]:
-    """What stands on the host, to be compared."""
-    commands = (
-        "ip -d link",
-        "ip -o addr",
-        # Without what traffic has taught, and the multicast groups that the kernel joins some time.
-        "bridge fdb | grep permanent | grep -v '^33:33\\|^01:00:5e' | sort",
-        "find /var/lib/overlay -type f ! -name history.jsonl -exec sha256sum {} +",
-    )
-    texts = (stack.lab.run(host, command, check=False).stdout for command in commands)
-    return tuple(re.sub(r"_timer +[0-9.]+|valid_lft \w+", "", text) for text in texts)
 
 
 # -- the stack file ----------------------------------------------------------------------------

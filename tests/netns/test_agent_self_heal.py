@@ -16,7 +16,7 @@ FOLDER = "/etc/systemd/system"
 STUB = """#!/bin/sh
 echo "$@" >> /run/systemctl.log
 case "$*" in
-    "-q restart overlay-repair.timer") touch /run/systemd/timer;;
+    "-q restart overlay-repair.timer"|"enable --now overlay-repair.timer") touch /run/systemd/timer;;
     "-q disable --now overlay-repair.timer")
         test -e /etc/systemd/system/overlay-repair.timer || { echo "not loaded" >&2; exit 1; }
         rm -f /run/systemd/timer;;
@@ -84,6 +84,10 @@ def test_what_drifted_is_mended(booted):
     host.run("sh", "-c", f"echo >> {FOLDER}/overlay-repair.timer")
     assert agent(host, "apply", document=healing()).lines == ["self-heal: timer off -> on"]
     assert agent(host, "check").report == {"drift": []}
+    host.run(f"rm -r {FOLDER}/overlay-repair.timer /run/systemd/timer")
+    text = agent(host, "explain", "p/s").out
+    host.run("sh", check=False, text=text, env=host.environment)  # the devices are there
+    assert agent(host, "check", code=None).report == {"drift": []}
 
 
 def test_only_stacks_that_want_it_and_the_last_takes_it_away(booted):

@@ -221,6 +221,22 @@ def test_the_connection_ends_in_the_middle_of_an_apply(applied):
     as_declared(applied)
 
 
+def test_the_timer_repairs_what_drifted(applied):
+    """`selfHeal`; the journal says what was mended."""
+    plain = STACKS["app"]("")
+    services = {**plain.get("services", {}), "self-heal": {"kind": "self-heal"}}
+    applied.agent("apply", document={**plain, "services": services})
+    mtu = applied.vm.read("/sys/class/net/vx-app/mtu").strip()
+    applied.vm.run("ip link set vx-app mtu 1290")
+    until = f"for i in $(seq 120); do [ $(cat /sys/class/net/vx-app/mtu) = {mtu} ] && exit 0; sleep 1; done; exit 1"
+    applied.vm.run(["sh", "-c", until], timeout=150)
+    applied.vm.run("until [ $(systemctl is-active overlay-repair.service) = inactive ]; do sleep 0.2; done")
+    said = applied.vm.run("journalctl -b --no-pager -o cat -u overlay-repair.service").stdout
+    assert f"vx-app: mtu 1290 -> {mtu}" in said
+    applied.agent("apply", document=plain)
+    assert "overlay-repair" not in applied.vm.run("ls -R /etc/systemd/system").stdout
+
+
 def test_the_last_stack_leaves_nothing_under_systemd(applied):
     for name in STACKS:
         request = {"owner": owner(name), "host": "a"}
