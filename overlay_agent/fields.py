@@ -154,7 +154,7 @@ class Range(Type):
     high: int
 
     def check(self, value: Any) -> str | None:
-        match = re.fullmatch(r"(\d{1,6})-(\d{1,6})", value) if isinstance(value, str) else None
+        match = re.fullmatch(r"([0-9]{1,6})-([0-9]{1,6})", value) if isinstance(value, str) else None
         if match and self.low <= int(match[1]) <= int(match[2]) <= self.high:
             return None
         return f"{value!r} is not a range like '{self.low}-{self.high}' within those bounds"
@@ -361,7 +361,8 @@ def optional(kind: Type) -> Type:
 
 
 def _parsed(parse: Callable[[Any], Any], value: Any) -> Any:
-    if not isinstance(value, str):
+    # Behind a % Python takes anything for the name of a zone (RFC 4007), also quotes and new lines.
+    if not isinstance(value, str) or "%" in value:
         return None
     try:
         return parse(value)

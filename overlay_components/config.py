@@ -39,6 +39,8 @@ _Text = Annotated[str | None, Checked(model.Text())]
 _MaybeAddress = Annotated[str | None, Checked(model.HostAddress())]
 _Mtu = Annotated[int | None, Checked(fields.Integer(68, 65535))]
 _NO_BRIDGE = "none"
+#: Of a stack file: how deep it may be nested, and how many values it may have. One of 1,000 hosts has some 10,000.
+_DEEPEST, _MOST = 32, 1_000_000
 _Encryption = encryption.Options
 _SegmentEncryption = encryption.OfSegment
 
@@ -261,6 +263,7 @@ def _resolved(name: str, host: Host, defaults: Defaults) -> ResolvedHost:
 
 def load_config(raw: Mapping[str, Any]) -> Config:
     """The checked stack file. `raw`: its `overlay:` keys without the prefix. Raises ConfigErrors with every error."""
+    _check_size(raw)
     try:
         config = Config.model_validate(raw)
     except pydantic.ValidationError as error:
@@ -268,6 +271,44 @@ def load_config(raw: Mapping[str, Any]) -> Config:
     if not config.hosts:
         raise ConfigErrors(["hosts: missing; declare at least one, such as a: {address: 192.0.2.11}"])
     return config
+
+
+def _check_size(raw: Mapping[str, Any]) -> None:
+    """Neither nested without end nor, by anchors within anchors, of more values than memory holds: what looks at all
+    of it, if only to show it in an error, would not come back. Raises ConfigErrors."""
+    seen: dict[int, tuple[int, int]] = {}
+    wrong = []
+    for key, value in raw.items():
+        where = model.path_text([str(key)])
+        try:
+            _, values = _measured(value, 1, seen)
+        except _TooDeepError:
+            wrong.append(f"{where}: nested over {_DEEPEST} deep; write what docs/stack-file.md shows")
+            continue
+        if values > _MOST:
+            wrong.append(f"{where}: has {values} values; at most {_MOST} are taken")
+    if wrong:
+        raise ConfigErrors(wrong)
+
+
+class _TooDeepError(Exception):
+    pass
+
+
+def _measured(value: Any, depth: int, seen: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How deep and how many values. `seen`: what is known already, as YAML's anchors let one object stand in many
+    places, also in itself."""
+    if not isinstance(value, (Mapping, list, tuple)):
+        return 1, 1
+    if id(value) not in seen:
+        if depth > _DEEPEST:
+            raise _TooDeepError
+        inner = [_measured(one, depth + 1, seen) for one in (value.values() if isinstance(value, Mapping) else value)]
+        seen[id(value)] = 1 + max((high for high, _ in inner), default=0), 1 + sum(count for _, count in inner)
+    high, count = seen[id(value)]
+    if depth + high > _DEEPEST:
+        raise _TooDeepError
+    return high, count
 
 
 def from_pulumi(values: Mapping[str, Any]) -> dict[str, Any]:

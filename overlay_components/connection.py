@@ -690,8 +690,8 @@ class _End:
             return
         short = "ed25519" if key.startswith(KEY_TYPES[0]) else "ecdsa"
         if proxy or by_ssh:
-            jump = f"-J {_jump_text(proxy)} " if proxy else ""
-            accept = f"ssh {jump}-p {port} {user}@{self.address} and answer yes"
+            jump = f"-J {shlex.quote(_jump_text(proxy))} " if proxy else ""
+            accept = f"ssh {jump}-p {port} {shlex.quote(f'{user}@{self.address}')} and answer yes"
         else:
             accept = f"ssh-keyscan -t {short} -p {port} {host} >> {self.operator.shown(files[0])}"
         self.problem(

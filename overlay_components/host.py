@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -216,6 +217,7 @@ class Host(Component):
         `version` does nothing but make the installation run again for another agent."""
         said: bool | None = self._args.get("sudo", self.overlay.raw.get("defaults", {}).get("sudo"))
         sudo = "sudo -n " if (connection.user != "root" if said is None else said) else ""
+        file = shlex.quote(file)  # an Overlay's name is in it
         # Each writes to one of its two streams: the provider collects both in one buffer without a lock and, if they
         # come at the same moment, ends with a panic, and with it all that runs (seen once; pulumi-command 1.2.1,
         # docs/adr/0012). So no report is asked for that nobody reads.

@@ -348,8 +348,13 @@ class Model(pydantic.BaseModel):
         keys = [field.alias or name for name, field in cls.model_fields.items()]
         return {
             key: value if key in keys else _Unknown(f"unknown key; {errors.instead(str(key), keys, all_of_them=True)}")
-            for key, value in ((key if isinstance(key, str) else errors.shown(key), v) for key, v in data.items())
+            for key, value in ((_word(key), inner) for key, inner in data.items())
         }
+
+
+def _word(key: Any) -> str:
+    """The key as text; pydantic does not take half a character (a lone surrogate) for text."""
+    return key.encode("utf-8", "backslashreplace").decode() if isinstance(key, str) else errors.shown(key)
 
 
 def with_fields_of(
@@ -390,6 +395,8 @@ def read(model: type[AModel], data: Any) -> AModel:
 
 def stop(sentence: str, *path: str) -> PydanticCustomError:
     """The exception with which a validator says what is wrong; `path`: where within its value."""
+    # Of a list's or an object's values the sentence may name a single one, whole.
+    sentence = re.sub(r"'[^']{129,}'|\S{129,}", lambda long: f"{long[0][:57]}...", sentence)
     return PydanticCustomError("nested", "nested", {"wrong": [(path, sentence)]})
 
 
@@ -413,7 +420,8 @@ def wrongs(error: pydantic.ValidationError) -> list[Wrong]:
 
 def path_text(path: Sequence[int | str]) -> str:
     """The path as people write it: segments.app.subnets[0]."""
-    parts = (part if isinstance(part, int) or re.fullmatch(r"[\w.-]+", part) else errors.shown(part) for part in path)
+    plain = re.compile(r"[\w.-]{1,128}")
+    parts = (part if isinstance(part, int) or plain.fullmatch(part) else errors.shown(part) for part in path)
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 

@@ -30,7 +30,10 @@ LEASE = fields.Record(
 )
 NAME = fields.Pattern(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", "a host name (RFC 1123), such as web-1")
 DOMAIN = fields.Pattern(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?", "a domain, such as app.example")
-VALUE = fields.Pattern(r"([^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?)?", "one line of text")
+#: In dnsmasq's files a quote begins a string and # a comment; what else is left out ends a line for somebody, or is
+#: half a character.
+_ODD = r"\x00-\x1f\x22\x23\x7f-\xa0\u2028\u2029\ud800-\udfff"
+VALUE = fields.Pattern(rf"([^ {_ODD}]([^{_ODD}]*[^ {_ODD}])?)?", 'one line of text without " and #')
 
 
 class _Option(fields.Pattern):
