@@ -134,6 +134,7 @@ class SegmentArgs(TypedDict, total=False):
     gateway: Any
     reserved: Sequence[str]
     containers: Mapping[str, ContainerArgs]
+    isolate_host: bool
     routes: Mapping[str, Any]
 
 

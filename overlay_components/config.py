@@ -190,6 +190,9 @@ class Segment(Model):
         None, "wireguard: the tunnels run inside of WireGuard; none; default: as overlay:encryption says, else none"
     )
     containers: dict[_Key, Container] = _described({}, "Containers by name")
+    isolate_host: Annotated[bool, Checked(fields.Flag())] = _described(
+        False, "Whether what is on the segment is kept off its hosts, but for DHCP, DNS and ping"
+    )
     # `dhcp:` with nothing below it is a router with all defaults.
     dhcp: Annotated[DhcpOptions | None, pydantic.BeforeValidator(lambda value: value or {})] = _described(
         None, "DHCP, DNS, NAT and port forwarding for the segment"

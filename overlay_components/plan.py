@@ -20,6 +20,7 @@ from overlay_agent.diff import summary
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, Device, Spec
 from overlay_agent.kinds.firewall import Firewall
+from overlay_agent.kinds.host_guard import HostGuard
 from overlay_agent.kinds.self_heal import SelfHeal
 from overlay_agent.kinds.uplink import PREFIX
 from overlay_components import addressing, bridge, encryption, errors, model, mtu, names, routing, snippets, tunnel
@@ -378,6 +379,8 @@ class _Planner:
         containers = self._containers(segment, book, gateways, size, runtimes, router)
         dhcp = router.services(addresses, gateways, containers, book, self.lock.get(segment.name, {}), size)
         tunnels = self._devices(segment, addresses, size)
+        if options.isolate_host:
+            self._isolate(segment, router)
         if foreign:
             foreign.finish(book, addresses, self.lock.get(segment.name, {}).values(), containers.values())
             self._add_foreign(segment, foreign, addresses, gateways, size)
@@ -739,6 +742,34 @@ class _Planner:
                 made = self.made[host].get(name[len(PREFIX) :])
                 if made:
                     self.wrong.append(f"{where}: {name[len(PREFIX) :]} is a device that {made.where} makes; name a NIC")
+
+    def _isolate(self, segment: _Members, router: routing.Router) -> None:
+        """Keeps what is on the segment off its hosts."""
+        where = f"{segment.where}.isolateHost"
+        if segment.bridge is None:
+            self.wrong.append(f"{where}: true, but there is no bridge to stand at; leave out bridge: none")
+        elif segment.options.bridge and segment.options.bridge.attach:
+            self.wrong.append(
+                f"{where}: true, but {segment.bridge} is not the stack's own, and its owner's services on the host "
+                "would be cut off; leave one of them out"
+            )
+        elif segment.uplinks and segment.uplinks.moves:
+            self.wrong.append(
+                f"{where}: true, with mode: host; by that bridge the host itself is reached, also by SSH, and would "
+                "be cut off; leave one of them out"
+            )
+        else:
+            subnets = [ipaddress.ip_network(subnet) for subnet in segment.options.subnets]
+            for host in segment.host_names:
+                ssh = self.config.hosts[host].address
+                inside = next((net for net in subnets if names.known(ssh) and ipaddress.ip_address(ssh) in net), None)
+                if inside:
+                    self.wrong.append(
+                        f"{where}: true, but {host} is reached by SSH at {ssh}, in the segment's own {inside}, and "
+                        "would be cut off; reach it at another address"
+                    )
+                spec = HostGuard(interface=segment.bridge, allow={one: {} for one in router.heard(host)})
+                self.routing.add(host, f"guard-host-{segment.name}", spec, where)
 
     def _encrypt(self) -> None:
         """The devices that encrypted tunnels run in, which alone the underlay sees."""

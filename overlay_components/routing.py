@@ -396,6 +396,14 @@ class Router:
             self.routing.passes(at, [version])
         return DhcpRow(hosts=self.hosts, ranges=ranges, leases=len(leases), domain=self.dhcp.domain)
 
+    def heard(self, host: str) -> list[str]:
+        """The services by which that host serves the segment, as host-guard has them. After `services`."""
+        if host not in self.hosts:
+            return []
+        six = any(":" in subnet for subnet in self.segment.subnets)
+        floats = f"vrrp-{self.name}" in self.routing.services[host]
+        return ["udp/67", "udp/53", "tcp/53", *(["udp/547"] if six else []), *(["vrrp"] if floats else [])]
+
     def _is_gateway(self, host: str, version: int, gateways: Mapping[int, str], own: Sequence[str]) -> bool:
         """Whether containers route through that host, always or in turn with another."""
         if len(self.hosts) == 1 or host not in self.hosts:
