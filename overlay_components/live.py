@@ -109,14 +109,16 @@ class Fleet:
             done = self.run(host, f"{COMMAND} {request.words}", request.input.encode(), request.timeout)
         except ssh.SshError as error:
             return Answer(host, problem=str(error))
-        lines = tuple(done.stderr.decode(errors="replace").splitlines())
+        lines = tuple(_plain(done.stderr.decode(errors="replace")).splitlines())
         if done.code in _NO_COMMAND or (done.code == 1 and not done.stdout and "command not found" in str(lines)):
             return Answer(host, problem=f"{host}: the agent is not on this host; run `pulumi up`")
+        if done.code == 1 and lines and lines[0].startswith("sudo: "):
+            return Answer(host, problem=f"{host}: {lines[0]}; allow what docs/connections.md says in sudoers")
         if done.code == _USAGE or any(line.startswith(_NO_STDIN) for line in lines):
             return Answer(host, problem=f"{host}: the agent on this host is older than this program; run `pulumi up`")
         try:
-            report = json.loads(done.stdout) if done.stdout.strip() else None
-        except ValueError:
+            report = _plain(json.loads(done.stdout)) if done.stdout.strip() else None
+        except (ValueError, RecursionError):
             what = done.stdout[:80].decode(errors="replace")
             return Answer(host, problem=f"{host}: what it answers is no report ({what!r}); look at its log-in scripts")
         # It begins with the host's name where the agent knows it.
@@ -148,6 +150,15 @@ class Fleet:
 
     def _at(self, host: str) -> str:
         return f"{host}: {self.hosts[host].address} is not reached"
+
+
+def _plain(said: Any) -> Any:
+    """The same with what a terminal would obey spelt out: a host's words are shown as they come."""
+    if isinstance(said, str):
+        return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in said)
+    if isinstance(said, dict):
+        return {_plain(key): _plain(value) for key, value in said.items()}
+    return [_plain(value) for value in said] if isinstance(said, list) else said
 
 
 def reached(host: ResolvedHost, operator: Operator) -> Connection:

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 #: For each of: TCP, key exchange, log-in, channel.
 STEP_SECONDS = 3.0
 MAX_AUTH_TRIES = 6  # sshd's default; pulumi-command offers the agent's keys in order
+#: Of one answer: a host that went wrong must not fill the operator's memory.
+MOST_BYTES = 256 << 20
 _CHUNK = 1 << 16
 
 logging.getLogger("overlay.ssh").addHandler(logging.NullHandler())  # paramiko's own; else on stderr
@@ -60,10 +63,11 @@ class Session:
             with contextlib.closing(channel):
                 channel.exec_command(command)
                 threading.Thread(target=_feed, args=[channel, input], daemon=True).start()
-                # One after the other: what it says for people fits into the window (2 MiB) meanwhile.
-                out = _read(channel.recv, channel, end)
-                err = _read(channel.recv_stderr, channel, end)
-                return Done(_status(channel, end), out, err)
+                # Side by side: a stream that nobody reads stops both when the window (2 MiB) is full.
+                with ThreadPoolExecutor(1) as pool:
+                    err = pool.submit(_read, channel.recv_stderr, channel, end)
+                    out = _read(channel.recv, channel, end)
+                    return Done(_status(channel, end), out, err.result())
         except TimeoutError as error:
             raise SshError(f"no answer within {timeout:g} s") from error
         except (OSError, EOFError, paramiko.SSHException) as error:
@@ -184,6 +188,8 @@ def _read(receive: Callable[[int], bytes], way: paramiko.Channel, end: float) ->
         if not data:
             return bytes(out)
         out += data
+        if len(out) > MOST_BYTES:
+            raise SshError(f"it sends more than {MOST_BYTES} bytes")
 
 
 def _status(way: paramiko.Channel, end: float) -> int:
