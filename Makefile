@@ -67,6 +67,12 @@ lint: setup ## ruff and mypy
 	@$(VENV)/mypy tools/demo.py
 	@$(VENV)/mypy tools/command_plugin
 
+# Not a part of check: without PyPI's list of advisories, as behind a mirror, nothing can be told, and that is an error.
+.PHONY: audit
+audit: ## Known vulnerabilities of the locked packages (needs PyPI's list of advisories)
+	@$(PYTHON) tools/setup.py --audit
+	@.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.txt -r requirements-py39.txt
+
 .PHONY: bench
 bench: ## Times on 50 lab hosts, beside pyinfra and a loop over ssh
 	@$(PYTHON) tools/setup.py --bench

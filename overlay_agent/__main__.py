@@ -313,7 +313,7 @@ def _probe() -> int:
 def _identity() -> int:
     from overlay_agent import host, keys, store  # noqa: PLC0415
 
-    return keys.identity(json.load(sys.stdin), store.Store(), host.here(), _report)
+    return keys.identity(_asked("identity"), store.Store(), host.here(), _report)
 
 
 def _secrets() -> int:
@@ -325,13 +325,19 @@ def _secrets() -> int:
 def _install(mode: str = "new") -> int:
     from overlay_agent import install  # noqa: PLC0415
 
-    return install.install(json.load(sys.stdin), known=mode == "known", report=_report)
+    return install.install(_asked("install"), known=mode == "known", report=_report)
 
 
 def _uninstall() -> int:
     from overlay_agent import install  # noqa: PLC0415
 
-    return install.uninstall(json.load(sys.stdin), report=_report)
+    return install.uninstall(_asked("uninstall"), report=_report)
+
+
+def _asked(verb: str) -> Any:
+    from overlay_agent import document  # noqa: PLC0415
+
+    return document.request(sys.stdin.buffer.read(document.MAX_BYTES + 1), verb)
 
 
 def _version() -> int:

@@ -113,6 +113,23 @@ def load(text: str | bytes) -> Document:
     return parse(raw)
 
 
+def request(text: bytes, verb: str) -> Any:
+    """What a verb other than `apply` is sent, as plain data. Raises DocumentError, and ValueError for what is not
+    JSON."""
+    if len(text) > MAX_BYTES:
+        raise DocumentError([f"{verb}: {len(text)} bytes; at most {MAX_BYTES} are taken"])
+    try:
+        raw = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    version = raw.get("schema", SCHEMA_VERSION) if isinstance(raw, dict) else SCHEMA_VERSION
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        raise DocumentError(
+            [f"{verb}.schema: {version!r}; this agent reads 1 to {SCHEMA_VERSION}: run `pulumi up`, which updates it"]
+        )
+    return raw
+
+
 def parse(raw: Any) -> Document:
     """The document in plain data. Raises DocumentError with every error found."""
     errors: list[str] = []

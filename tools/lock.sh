@@ -13,5 +13,6 @@ lock() {    # lock OLDEST_PYTHON NAME
 }
 lock 3.10 requirements
 lock 3.10 requirements-bench
+lock 3.10 requirements-audit
 lock 3.9 requirements-py39
 rm -r "$venv"

@@ -613,6 +613,7 @@ def main() -> int:
     """Do what is missing."""
     parser = argparse.ArgumentParser(description="Set this checkout up; does only what is missing.")
     parser.add_argument("--bench", action="store_true", help="also what `make bench` compares with")
+    parser.add_argument("--audit", action="store_true", help="also what `make audit` runs")
     parser.add_argument("--force", action="store_true", help="look for Pulumi again, although it is in place")
     options = parser.parse_args()
     if sys.version_info < (3, 10):  # noqa: UP036 - here is where it is made sure
@@ -630,6 +631,8 @@ def main() -> int:
                     virtualenv(ROOT / ".venv-py39", ROOT / "requirements-py39.txt", python)
                 if options.bench:
                     virtualenv(ROOT / ".venv-bench", ROOT / "requirements-bench.txt", sys.executable)
+                if options.audit:
+                    virtualenv(ROOT / ".venv-audit", ROOT / "requirements-audit.txt", sys.executable)
                 pulumi()
     except SetupError as error:
         print(f"setup: error: {error}", file=sys.stderr)

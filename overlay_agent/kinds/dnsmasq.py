@@ -30,10 +30,6 @@ LEASE = fields.Record(
 )
 NAME = fields.Pattern(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", "a host name (RFC 1123), such as web-1")
 DOMAIN = fields.Pattern(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?", "a domain, such as app.example")
-#: In dnsmasq's files a quote begins a string and # a comment; what else is left out ends a line for somebody, or is
-#: half a character.
-_ODD = r"\x00-\x1f\x22\x23\x7f-\xa0\u2028\u2029\ud800-\udfff"
-VALUE = fields.Pattern(rf"([^ {_ODD}]([^{_ODD}]*[^ {_ODD}])?)?", 'one line of text without " and #')
 
 
 class _Option(fields.Pattern):
@@ -41,6 +37,15 @@ class _Option(fields.Pattern):
 
     def normal(self, value: Any) -> Any:
         return value.removeprefix("option:")
+
+
+class _Value(fields.Pattern):
+    """What a DHCP option is set to. In dnsmasq's files a quote begins a string and # a comment; the other characters
+    that are left out end a line for somebody, or are half of one."""
+
+    def check(self, value: Any) -> str | None:
+        half = isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
+        return f"{value!r} is not {self.what}" if half else super().check(value)
 
 
 class _Servers(fields.Items):
@@ -72,6 +77,8 @@ def _words(lease: Mapping[str, str] | None) -> str | None:
 
 #: What a line is that should not be there, and one that should.
 EXTRA, MISSING = "not declared", "missing"
+_ODD = r"\x00-\x1f\x22\x23\x7f-\xa0\u2028\u2029"
+VALUE = _Value(rf"([^ {_ODD}]([^{_ODD}]*[^ {_ODD}])?)?", 'one line of text without " and #')
 OPTION = _Option(r"(option6?:)?[a-z0-9][a-z0-9-]*", "an option's name or number, such as ntp-server or 42")
 
 

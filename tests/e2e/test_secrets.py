@@ -96,9 +96,10 @@ def places_with(values, *roots):
 
 @contextlib.contextmanager
 def process_lists(values):
-    """Looks at the arguments of all processes while the block runs; none has a value. (Pulumi hands the configuration
-    to the program in its environment, which only its user can read.)"""
-    seen, looked, end = [], [0], threading.Event()
+    """Looks at the arguments of all processes while the block runs, and at the environment of the agents;
+    none has a value. (Pulumi hands the configuration to the program in its environment, which only its user can read.)
+    """
+    seen, looked, agents, end = [], [0], [0], threading.Event()
 
     def look():
         while not end.is_set():
@@ -106,6 +107,10 @@ def process_lists(values):
                 with contextlib.suppress(OSError):
                     line = (process / "cmdline").read_bytes()
                     seen.extend(line for value in values if value in line)
+                    if b"sbin/overlay-agent" in line:
+                        agents[0] += 1
+                        line = (process / "environ").read_bytes()
+                        seen.extend(line for value in values if value in line)
             looked[0] += 1
 
     thread = threading.Thread(target=look)
@@ -116,6 +121,7 @@ def process_lists(values):
         end.set()
         thread.join()
     assert looked[0] > 3
+    assert agents[0], "the agents were seen at work"
     assert not seen
 
 

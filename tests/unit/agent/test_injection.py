@@ -234,6 +234,27 @@ def test_unknown_versions_and_fields_are_refused(change, error):
     assert caught.value.errors == [error]
 
 
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (b'{"schema": 2}', "install.schema: 2; this agent reads 1 to 1: run `pulumi up`, which updates it"),
+        (b'{"schema": "1"}', "install.schema: '1'; this agent reads 1 to 1: run `pulumi up`, which updates it"),
+        (b" " * (document.MAX_BYTES + 1), "install: 4194305 bytes; at most 4194304 are taken"),
+    ],
+    ids=["newer", "text", "too long"],
+)
+def test_what_other_verbs_are_sent(text, error):
+    with pytest.raises(DocumentError) as caught:
+        document.request(text, "install")
+    assert caught.value.errors == [error]
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a": ' * 100_000])
+def test_what_other_verbs_are_sent_and_is_not_json(text):
+    with pytest.raises(ValueError, match=r"."):
+        document.request(text, "install")
+
+
 def test_unknown_fields_of_objects_are_refused():
     raw = json.loads(json.dumps(DOCUMENT))
     raw["devices"]["br-app"]["postUp"] = "id"
