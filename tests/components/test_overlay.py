@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pulumi
 import pytest
@@ -227,6 +228,18 @@ def test_sudo_is_for_users_who_are_not_root():
         "prod-b": "/usr/local/sbin/overlay-agent apply >/dev/null",
         "other-a": "sudo -n /usr/local/sbin/overlay-agent apply >/dev/null",
     }
+
+
+def test_the_name_of_an_overlay_is_one_word_to_the_shell():
+    def program():
+        with Overlay("prod; id"):
+            Host("a", address="192.0.2.11", host_key=KEY, user="root")
+
+    commands = [inputs for name, found in run(program).resources.items() for inputs in [found.inputs] if "a-" in name]
+    texts = [inputs[key] for inputs in commands for key in ("create", "update", "delete") if inputs.get(key)]
+    named = [text for text in texts if "; id" in text]
+    assert len(named) == 3
+    assert all(re.search(r"'\.overlay-agent-[\w-]+\.prod; id\.pyz'", text) for text in named), named
 
 
 def test_deleted_with_is_handed_to_the_commands():

@@ -621,6 +621,14 @@ def test_the_advice_works(home, write, login, server):
     assert one.asked == asked
 
 
+def test_the_advice_runs_nothing_but_itself(home, write, login, server):
+    one = server("ed")
+    write("config", "HostKeyAlias c")
+    wanted = Wanted("127.0.0.1", "$(id)", one.port, login)
+    [message] = problems("hosts.a", wanted, operator(home))
+    assert message.endswith(f", or run ssh -p {one.port} '$(id)@127.0.0.1' and answer yes")
+
+
 def unreachable(port, reason):
     return [
         (
