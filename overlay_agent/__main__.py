@@ -31,6 +31,8 @@ USAGE = """usage: overlay-agent VERB
                      of Docker's, which has to run; own, those without
   watch PID          wait for the end of the apply that is that process, and undo it if it is not proven;
                      the agent starts it itself, before a change that could cut the host off
+  verify             with the agents of other hosts: who reaches whom; a talk by lines of JSON
+  capture            what passes a device, as pcap; which, how long and how much is said on standard input, as JSON
   probe              what this host offers, as JSON
   identity           make this host's WireGuard key, and tell its public half
   secrets            keep the secret values on standard input, for documents to refer to
@@ -303,6 +305,20 @@ def _watch(guard_: str) -> int:
     return 0
 
 
+def _verify() -> int:
+    from overlay_agent import paths  # noqa: PLC0415
+
+    paths.verify()
+    return 0
+
+
+def _capture() -> int:
+    from overlay_agent import capture  # noqa: PLC0415
+
+    capture.capture(json.load(sys.stdin))
+    return 0
+
+
 def _probe() -> int:
     from overlay_agent import host  # noqa: PLC0415
 
@@ -383,6 +399,8 @@ VERBS: dict[str, tuple[Callable[..., int], int]] = {
     "explain": (_guarded(_explain), 1),
     "restore": (_guarded(_restore), 1),
     "watch": (_guarded(_watch), 1),
+    "verify": (_guarded(_verify), 0),
+    "capture": (_guarded(_capture), 0),
     "probe": (_guarded(_probe), 0),
     "identity": (_guarded(_identity), 0),
     "secrets": (_guarded(_secrets), 0),

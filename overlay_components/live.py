@@ -40,6 +40,8 @@ class Request:
     input: str = ""
     #: s, for the answer.
     timeout: float = 60.0
+    #: Whether the answer is bytes as they are, and no JSON.
+    binary: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Answer:
 
     host: str
     code: int = 0
-    #: What it reported, JSON; None where it did not.
+    #: What it reported, JSON (or bytes, where these were asked for); None where it did not.
     report: Any = None
     #: What it says to people.
     lines: tuple[str, ...] = ()
@@ -104,11 +106,69 @@ class Fleet:
         except ssh.SshError as error:
             raise ssh.SshError(f"{self._at(host)}: {error}; run it again when the host answers") from error
 
+    def meet(
+        self, requests: Mapping[str, Request], go: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    ) -> dict[str, Answer]:
+        """Asks hosts that have something to do at the same time. Each gets the request's input as a line, and says a
+        line when it is ready. When all have, or given up, `go` makes of these a line for each, and each answers with
+        one more. Only when all have done so are they let go. Raises nothing for a host that gives no answer."""
+        answers: dict[str, Answer] = {}
+        with contextlib.ExitStack() as talks, ThreadPoolExecutor(max(len(requests), 1)) as pool:
+            talking = dict(pool.map(lambda row: self._begin(*row, talks), requests.items()))
+            ready = dict(pool.map(lambda row: (row[0], self._heard(*row, requests[row[0]].timeout)), talking.items()))
+            said = go({host: answer.report for host, answer in ready.items() if not answer.problem})
+            for host, answer in ready.items():
+                talk = talking[host]
+                if host in said and not isinstance(talk, Answer):
+                    with contextlib.suppress(ssh.SshError):  # which is seen when it should answer
+                        talk.say(json.dumps(said[host]))
+                else:
+                    answers[host] = answer
+            waiting = [pool.submit(self._heard, h, talking[h], requests[h].timeout) for h in said]
+            for one in as_completed(waiting):
+                answers[one.result().host] = one.result()
+                self.told(len(answers), len(requests))
+        return {host: answers[host] for host in requests}
+
+    def _begin(self, host: str, request: Request, talks: contextlib.ExitStack) -> tuple[str, ssh.Talk | Answer]:
+        """The talk with the host, or why there is none."""
+        session = self._session(host)
+        if isinstance(session, str):
+            return host, Answer(host, problem=session)
+        try:
+            making = session.talk(f"{self._sudo[host]}{COMMAND} {request.words}")
+            talk = making.__enter__()
+            with self._lock:
+                talks.push(making)
+            talk.say(request.input)
+        except ssh.SshError as error:
+            return host, Answer(host, problem=f"{self._at(host)}: {error}; run it again when the host answers")
+        return host, talk
+
+    def _heard(self, host: str, talk: ssh.Talk | Answer, timeout: float) -> Answer:
+        """The next line of the talk."""
+        if isinstance(talk, Answer):
+            return talk
+        try:
+            line = talk.line(timeout)
+            if line:
+                return Answer(host, report=json.loads(line))
+            return self._read(host, talk.end(timeout), Request(""))
+        except ssh.SshError as error:
+            return Answer(host, problem=f"{self._at(host)}: {error}; run it again when the host answers")
+        except ValueError:
+            return Answer(host, problem=f"{host}: what it answers is no report; look at its log-in scripts")
+
     def _ask(self, host: str, request: Request) -> Answer:
         try:
             done = self.run(host, f"{COMMAND} {request.words}", request.input.encode(), request.timeout)
         except ssh.SshError as error:
             return Answer(host, problem=str(error))
+        return self._read(host, done, request)
+
+    @staticmethod
+    def _read(host: str, done: ssh.Done, request: Request) -> Answer:
+        """What the agent's end of words means."""
         lines = tuple(_plain(done.stderr.decode(errors="replace")).splitlines())
         if done.code in _NO_COMMAND or (done.code == 1 and not done.stdout and "command not found" in str(lines)):
             return Answer(host, problem=f"{host}: the agent is not on this host; run `pulumi up`")
@@ -116,6 +176,8 @@ class Fleet:
             return Answer(host, problem=f"{host}: {lines[0]}; allow what docs/connections.md says in sudoers")
         if done.code == _USAGE or any(line.startswith(_NO_STDIN) for line in lines):
             return Answer(host, problem=f"{host}: the agent on this host is older than this program; run `pulumi up`")
+        if request.binary:
+            return Answer(host, done.code, done.stdout, lines)
         try:
             report = _plain(json.loads(done.stdout)) if done.stdout.strip() else None
         except (ValueError, RecursionError):
@@ -125,6 +187,8 @@ class Fleet:
         words = (line.removeprefix(f"{host}: ").removeprefix(f"{host} ") for line in lines)
         said = "; ".join(words) or f"exit code {done.code}"
         problem = f"{host}: {said}" if done.code and report is None else ""
+        if report is None and not request.words:
+            problem = f"{host}: the agent gave up ({said}); run it again"
         return Answer(host, done.code, report, lines, problem)
 
     def _session(self, host: str) -> ssh.Session | str:

@@ -73,6 +73,62 @@ class Session:
         except (OSError, EOFError, paramiko.SSHException) as error:
             raise SshError(reason(error)) from error
 
+    @contextlib.contextmanager
+    def talk(self, command: str) -> Iterator[Talk]:
+        """Starts the command by the user's shell, to speak with it. Raises SshError."""
+        try:
+            channel = self._transport.open_session(timeout=STEP_SECONDS)
+            with contextlib.closing(channel):
+                channel.exec_command(command)
+                yield Talk(channel)
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise SshError(reason(error)) from error
+
+
+class Talk:
+    """A command that is running, and is spoken with by lines."""
+
+    def __init__(self, way: paramiko.Channel) -> None:
+        self._way = way
+        self._rest = b""
+
+    def say(self, line: str) -> None:
+        """Writes a line to its standard input. Raises SshError."""
+        try:
+            self._way.sendall(line.encode() + b"\n")
+        except OSError as error:
+            raise SshError(reason(error)) from error
+
+    def line(self, timeout: float) -> bytes:
+        """The next line of its standard output; nothing where that has ended. Raises SshError after `timeout` s."""
+        end = time.monotonic() + timeout
+        try:
+            while b"\n" not in self._rest:
+                self._way.settimeout(max(end - time.monotonic(), 0.001))
+                data = self._way.recv(_CHUNK)
+                if not data:
+                    return b""
+                self._rest += data
+        except TimeoutError as error:
+            raise SshError(f"no answer within {timeout:g} s") from error
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise SshError(reason(error)) from error
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def end(self, timeout: float) -> Done:
+        """Ends its input, and says how it ended. Raises SshError."""
+        end = time.monotonic() + timeout
+        try:
+            self._way.shutdown_write()
+            out = self._rest + _read(self._way.recv, self._way, end)
+            err = _read(self._way.recv_stderr, self._way, end)
+            return Done(_status(self._way, end), out, err)
+        except TimeoutError as error:
+            raise SshError(f"no answer within {timeout:g} s") from error
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise SshError(reason(error)) from error
+
 
 @contextlib.contextmanager
 def session(connection: Connection, operator: Operator) -> Iterator[Session]:

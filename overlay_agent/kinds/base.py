@@ -245,6 +245,10 @@ class DeviceKind(Kind):
         """The `ip link add` arguments after the device's name, as a person would type them."""
         return ["type", self.name]
 
+    def overhead(self, spec: Any) -> int:
+        """What encapsulation adds to a packet of the device's MTU, in bytes, at the least; 0: it is no tunnel."""
+        return 0
+
     def making(self, name: str, spec: Any, mark: str) -> list[list[str]]:
         """The commands that make the device, with its MTU and MAC address."""
         address = ["address", spec.mac] if spec.mac else []

@@ -168,6 +168,9 @@ class GretapKind(DeviceKind):
     def words_of_version(self, spec: Any) -> list[str]:
         return [] if spec.pmtudisc else ["nopmtudisc"]
 
+    def overhead(self, spec: Any) -> int:
+        return OVERHEAD[self.version] + (0 if spec.key is None else KEY_BYTES)
+
     def listens(self, spec: Any) -> list[Listens]:
         return [Listens("gre", None, (spec.remote,))]
 
@@ -175,7 +178,7 @@ class GretapKind(DeviceKind):
 
     def wrong_here(self, kernel: Kernel, name: str, spec: Any, wanted: Document) -> list[str]:
         out = super().wrong_here(kernel, name, spec, wanted)
-        out += wrong_underlay(kernel, spec, wanted, OVERHEAD[self.version] + (0 if spec.key is None else KEY_BYTES))
+        out += wrong_underlay(kernel, spec, wanted, self.overhead(spec))
         taken = self._holders(kernel, wanted).get((spec.local, spec.remote, spec.key), [])
         return out + [
             f"{_identity(spec)} are those of {other} on this host, too; {_OWN_KEY}" for other in taken if other != name

@@ -170,6 +170,10 @@ class L2tpKind(DeviceKind):
         out += [tunnel, ["sh", "-c", " ".join([*session, *hidden])] if hidden else session]
         return [*out, ["ip", "link", "set", "dev", name, "mtu", str(spec.mtu), "address", spec.mac]]
 
+    def overhead(self, spec: L2tp) -> int:
+        # How long a cookie is, only its file says: 4 bytes or 8.
+        return overhead(_version(spec), spec.encap, 4 if spec.cookie else 0)
+
     def listens(self, spec: L2tp) -> list[Listens]:
         return [Listens("udp" if spec.encap == "udp" else "l2tp", spec.local_port, (spec.remote,))]
 

@@ -154,12 +154,15 @@ class VxlanKind(DeviceKind):
         )
         return found
 
+    def overhead(self, spec: Vxlan) -> int:
+        return OVERHEAD[_version(spec.local)]
+
     def listens(self, spec: Vxlan) -> list[Listens]:
         return [Listens("udp", spec.port, tuple(sorted(spec.peers.values())))]
 
     def wrong_here(self, kernel: Kernel, name: str, spec: Vxlan, wanted: Document) -> list[str]:
         out = super().wrong_here(kernel, name, spec, wanted)
-        out += wrong_underlay(kernel, spec, wanted, OVERHEAD[_version(spec.local)])
+        out += wrong_underlay(kernel, spec, wanted, self.overhead(spec))
         for other, link in kernel.links.items():
             same = link.kind == self.name and self._identity(link) == (spec.vni, spec.port)
             leaving = link.alias.startswith(wanted.owner.alias(""))
