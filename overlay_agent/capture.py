@@ -1,4 +1,4 @@
-"""What passes a device, as a pcap file (draft-ietf-opsawg-pcap), read from a packet socket: no program is needed for it.
+"""What passes a device, as a pcap file (draft-ietf-opsawg-pcap), read from a packet socket: it needs no program.
 
 Bounded in time and in bytes, since it goes through an SSH session into a file of somebody's.
 """
@@ -17,6 +17,7 @@ from typing import Any
 from overlay_agent import paths
 from overlay_agent.errors import KernelError
 from overlay_agent.fields import DOCKER
+from overlay_agent.kernel import Kernel
 
 _ALL = 0x0003
 _SOL_PACKET, _ADD_MEMBERSHIP, _PROMISC = 263, 1, 1
@@ -30,9 +31,7 @@ PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "gre": 47, "icmp6": 58, "l2tp": 115
 def capture(request: Mapping[str, Any]) -> None:
     """Writes pcap to standard output until so many seconds or bytes are over, or nobody reads it any more. Raises
     KernelError where there is no such device."""
-    device = request["device"]
-    if device.startswith(DOCKER):
-        device = paths.docker_bridges([device]).get(device, device)
+    device = _device(request["device"])
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as reading:
         try:
             reading.bind((device, _ALL))
@@ -56,6 +55,18 @@ def capture(request: Mapping[str, Any]) -> None:
             left -= len(row)
 
 
+def _device(name: str) -> str:
+    """The device: by its own name, by Docker's network, or `to:ADDRESS`, by which packets to that address leave."""
+    if name.startswith(DOCKER):
+        return paths.docker_bridges([name]).get(name, name)
+    if not name.startswith("to:"):
+        return name
+    with socket.socket(socket.AF_INET6 if name.count(":") > 1 else socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.connect((name[3:], 9))  # sends nothing
+        link = Kernel().device_with(asking.getsockname()[0])
+    return link.name if link else name
+
+
 def taken(packet: bytes, wanted: Mapping[str, Any], *, ethernet: bool = True) -> bool:
     """Whether the packet has all that is wanted: `protocol`, `host` (either end), `port` (either end)."""
     if not wanted:
@@ -66,9 +77,13 @@ def taken(packet: bytes, wanted: Mapping[str, Any], *, ethernet: bool = True) ->
         if type_ == _VLAN and len(packet) >= 18:
             type_, at = struct.unpack_from(">H", packet, 16)[0], 18
     protocol, ends, after = _ends(type_, packet[at:])
-    if "protocol" in wanted and wanted["protocol"] != {_ARP: "arp", _IP: "ip", _IP6: "ip6"}.get(type_):
-        if PROTOCOLS.get(wanted["protocol"], -1) != protocol:
-            return False
+    names = {_ARP: "arp", _IP: "ip", _IP6: "ip6"}
+    if wanted.get("protocol") not in (
+        None,
+        names.get(type_),
+        *(n for n, number in PROTOCOLS.items() if number == protocol),
+    ):
+        return False
     if "host" in wanted and ipaddress.ip_address(wanted["host"]).packed not in ends:
         return False
     if "port" in wanted:

@@ -55,10 +55,10 @@ def verify() -> None:
         request = json.loads(_line(incoming))
         asked = Asked(request, Kernel())
         _say({"ready": asked.states})
-        there = json.loads(_line(incoming) or b"null")
-        if there is None:  # nobody asks any more
+        go = json.loads(_line(incoming) or b"null")
+        if go is None:  # nobody asks any more
             return
-        _say(asked.found(there))
+        _say(asked.found(go["there"], go["checks"]))
         asked.answer_until_closed(incoming)
 
 
@@ -100,10 +100,10 @@ class Asked:
         self.underlay = _Underlay(request["underlay"])
         self._files = {segment.socket: number for number, segment in self.segments.items()}
 
-    def found(self, there: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """What this host found out about those that are there, by segment."""
-        checks: dict[str, Any] = {}
-        checking = threading.Thread(target=self._check, args=[checks], daemon=True)
+    def found(self, there: Mapping[str, Sequence[str]], checks: Mapping[str, Any]) -> dict[str, Any]:
+        """What this host found out about those that are there, by segment, and asks of the segments' routers."""
+        answers: dict[str, Any] = {"checks": {}, "docker": {}}
+        checking = threading.Thread(target=self._check, args=[checks, answers], daemon=True)
         checking.start()
         for segment in self.segments.values():
             segment.waiting = {self.request["numbers"][name] for name in there.get(segment.name, ())}
@@ -120,7 +120,7 @@ class Asked:
             if (over or self._done()) and (not checking.is_alive() or now - begun > LIMIT):
                 break
         segments = {s.name: s.report(self.names) for s in self.segments.values()}
-        return {"segments": segments, "underlay": self.underlay.report(), "checks": dict(checks)}
+        return {"segments": segments, "underlay": self.underlay.report(), **answers}
 
     def answer_until_closed(self, incoming: Any) -> None:
         """Answers the others until nobody asks any more."""
@@ -201,17 +201,15 @@ class Asked:
                 segment.full.add(peer)
         return heard
 
-    def _check(self, out: dict[str, Any]) -> None:
+    def _check(self, checks: Mapping[str, Any], out: dict[str, Any]) -> None:
         """DHCP, DNS, NAT: what this host was told to ask for, and which Docker containers have which addresses."""
-        for name, check in self.request.get("checks", {}).items():
-            segment = next((s for s in self.segments.values() if s.name == name), None)
-            if segment is not None:
+        for segment in self.segments.values():
+            if segment.name in checks:
                 with suppress(OSError):  # the device is gone
-                    out[name] = wire.checked(segment.device, segment.mac, check)
-        with suppress(KernelError):
-            docker = {name: _docker_addresses(name) for name in self.request.get("docker", ())}
-            if docker:
-                out["docker"] = docker
+                    out["checks"][segment.name] = wire.checked(segment.device, segment.mac, checks[segment.name])
+        for network in self.request["docker"]:
+            with suppress(KernelError):
+                out["docker"][network] = _docker_addresses(network)
 
 
 class _Segment:

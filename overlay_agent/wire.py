@@ -18,8 +18,8 @@ from typing import Any
 IPV4, ARP = 0x0800, 0x0806
 _UDP, _ICMP = 17, 1
 _BROADCAST = b"\xff" * 6
-#: s. How long an answer may take, and how often it is asked for.
-ANSWER, _EVERY = 3.0, 0.5
+#: s. How long an answer may take, also from somebody who should not be there, and how often it is asked for.
+ANSWER, PROBE, _EVERY = 3.0, 0.6, 0.25
 _SOL_PACKET, _ADD_MEMBERSHIP, _PROMISC = 263, 1, 1
 _MAGIC = b"\x63\x82\x53\x63"
 _DISCOVER, _OFFER = 1, 2
@@ -27,12 +27,14 @@ _DISCOVER, _OFFER = 1, 2
 
 def checked(device: str, mac: bytes, check: Mapping[str, Any]) -> dict[str, Any]:
     """What was answered on this device to what `check` asks for: dhcp, dns, nat. `source`: the address to ask from;
-    `own`: the host has it."""
-    own = bool(check.get("own"))
+    `own`: the host has it. `taken`: somebody else has."""
+    own = bool(check["own"])
     with Wire(device, mac if own else b"\x02" + os.urandom(5), check.get("source") or "0.0.0.0", own=own) as asking:  # noqa: S104 - none
         out: dict[str, Any] = {}
         if "dhcp" in check:
             out["dhcp"] = asking.discover(check["dhcp"].get("mac"))
+        if not own and ("dns" in check or "nat" in check) and asking.is_taken():
+            return {**out, "taken": True}
         if "dns" in check:
             out["dns"] = asking.resolve(check["dns"]["server"], check["dns"]["name"])
         if "nat" in check:
@@ -74,9 +76,18 @@ class Wire:
             ports = struct.unpack_from(">HH", data, _header(data)) if len(data) > 28 else (0, 0)
             return offered(data[_header(data) + 8 :], number) if ports == (67, 68) else None
 
-        return self._ask(IPV4, lambda: self._send(_BROADCAST, IPV4, packet), offer)
+        found: dict[str, Any] | None = self._ask(IPV4, lambda: self._send(_BROADCAST, IPV4, packet), offer)
+        return found
 
-    def where(self, address: str) -> bytes | None:
+    def is_taken(self) -> bool:
+        """Whether somebody has the address to ask from (RFC 5227)."""
+        source, self.source = self.source, b"\0" * 4
+        try:
+            return self.where(socket.inet_ntoa(source), PROBE) is not None
+        finally:
+            self.source = source
+
+    def where(self, address: str, seconds: float = ANSWER) -> bytes | None:
         """The MAC address that answers for the address (RFC 826)."""
         wanted = socket.inet_aton(address)
         request = struct.pack(">HHBBH6s4s6s4s", 1, IPV4, 6, 4, 1, self.mac, self.source, b"\0" * 6, wanted)
@@ -85,7 +96,8 @@ class Wire:
             found = len(data) >= 28 and data[6:8] == b"\0\x02" and data[14:18] == wanted
             return data[8:14] if found else None
 
-        return self._ask(ARP, lambda: self._send(_BROADCAST, ARP, request), answer)
+        found: bytes | None = self._ask(ARP, lambda: self._send(_BROADCAST, ARP, request), answer, seconds)
+        return found
 
     def resolve(self, server: str, name: str) -> dict[str, Any]:
         """What a DNS server says about the name (RFC 1035). `reached`: it answers to ARP. `code` None: no answer."""
@@ -128,9 +140,11 @@ class Wire:
         frame = to + self.mac + struct.pack(">H", protocol) + data.ljust(46, b"\0")
         self._sockets[protocol].send(frame)
 
-    def _ask(self, protocol: int, ask: Callable[[], None], read: Callable[[bytes, bytes], Any]) -> Any:
+    def _ask(
+        self, protocol: int, ask: Callable[[], None], read: Callable[[bytes, bytes], Any], seconds: float = ANSWER
+    ) -> Any:
         """What `read` makes of the first answer that it takes."""
-        end, due = time.monotonic() + ANSWER, 0.0
+        end, due = time.monotonic() + seconds, 0.0
         while time.monotonic() < end:
             if time.monotonic() >= due:
                 ask()

@@ -114,8 +114,10 @@ class Fleet:
         one more. Only when all have done so are they let go. Raises nothing for a host that gives no answer."""
         answers: dict[str, Answer] = {}
         with contextlib.ExitStack() as talks, ThreadPoolExecutor(max(len(requests), 1)) as pool:
-            talking = dict(pool.map(lambda row: self._begin(*row, talks), requests.items()))
-            ready = dict(pool.map(lambda row: (row[0], self._heard(*row, requests[row[0]].timeout)), talking.items()))
+            begun = {host: pool.submit(self._begin, host, request, talks) for host, request in requests.items()}
+            talking = {host: one.result() for host, one in begun.items()}
+            hearing = {h: pool.submit(self._heard, h, talk, requests[h].timeout) for h, talk in talking.items()}
+            ready = {host: one.result() for host, one in hearing.items()}
             said = go({host: answer.report for host, answer in ready.items() if not answer.problem})
             for host, answer in ready.items():
                 talk = talking[host]
@@ -130,11 +132,11 @@ class Fleet:
                 self.told(len(answers), len(requests))
         return {host: answers[host] for host in requests}
 
-    def _begin(self, host: str, request: Request, talks: contextlib.ExitStack) -> tuple[str, ssh.Talk | Answer]:
+    def _begin(self, host: str, request: Request, talks: contextlib.ExitStack) -> ssh.Talk | Answer:
         """The talk with the host, or why there is none."""
         session = self._session(host)
         if isinstance(session, str):
-            return host, Answer(host, problem=session)
+            return Answer(host, problem=session)
         try:
             making = session.talk(f"{self._sudo[host]}{COMMAND} {request.words}")
             talk = making.__enter__()
@@ -142,8 +144,8 @@ class Fleet:
                 talks.push(making)
             talk.say(request.input)
         except ssh.SshError as error:
-            return host, Answer(host, problem=f"{self._at(host)}: {error}; run it again when the host answers")
-        return host, talk
+            return Answer(host, problem=f"{self._at(host)}: {error}; run it again when the host answers")
+        return talk
 
     def _heard(self, host: str, talk: ssh.Talk | Answer, timeout: float) -> Answer:
         """The next line of the talk."""

@@ -73,6 +73,10 @@ class Kind:
         """The commands with which a person would make the object by hand; `typed` writes each as a line."""
         raise NotImplementedError
 
+    def overhead(self, spec: Any) -> int:
+        """What encapsulation adds to a packet of the device's MTU, in bytes, at the least; 0: it is no tunnel."""
+        return 0
+
     def listens(self, spec: Any) -> list[Listens]:
         """What peers send to this host for it, so that a firewall in between can be named."""
         return []
@@ -244,10 +248,6 @@ class DeviceKind(Kind):
     def words(self, name: str, spec: Any) -> list[str]:
         """The `ip link add` arguments after the device's name, as a person would type them."""
         return ["type", self.name]
-
-    def overhead(self, spec: Any) -> int:
-        """What encapsulation adds to a packet of the device's MTU, in bytes, at the least; 0: it is no tunnel."""
-        return 0
 
     def making(self, name: str, spec: Any, mark: str) -> list[list[str]]:
         """The commands that make the device, with its MTU and MAC address."""

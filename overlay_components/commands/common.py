@@ -91,6 +91,17 @@ def ask(made: Fleet, requests: Mapping[str, Request]) -> tuple[dict[str, Answer]
     return {host: answer for host, answer in answers.items() if not answer.problem}, problems
 
 
+def write(path: Path, content: str | bytes) -> None:
+    """Writes the file; what cannot be is wrong input, see `told`."""
+    from overlay_components.errors import ConfigErrors
+
+    with told():
+        try:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        except OSError as error:
+            raise ConfigErrors([f"{path}: cannot be written ({error.strerror}); name another file"]) from None
+
+
 def warn(sentences: Iterable[str]) -> None:
     """Says what is no error, on standard error."""
     for sentence in sentences:
