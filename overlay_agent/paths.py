@@ -33,8 +33,9 @@ ETHERTYPE = 0x88B5
 #: What a frame is for: to be heard by whoever is there, to be timed, to prove the MTU. An answer has the highest bit.
 _HELLO, _ECHO, _FULL, _ANSWER = 1, 2, 3, 0x80
 _EVERYBODY = 0xFFFF
-#: Nonce of the run, what for, segment, from, to, the asking host's clock.
-_FRAME = struct.Struct(">8sBHHHQ")
+#: Nonce of the run, what for, segment, from, to, when it was sent by the asking host's clock, and for how long the
+#: answering host had it (both ns).
+_FRAME = struct.Struct(">8sBHHHQQ")
 _LEAST = 46  # bytes in an Ethernet frame
 _BROADCAST = b"\xff" * 6
 #: s. How often those that have not answered are asked, how long nobody may have answered before that is the finding,
@@ -42,7 +43,7 @@ _BROADCAST = b"\xff" * 6
 EVERY, PATIENCE, LIMIT, WAITING = 0.25, 1.5, 20.0, 90.0
 #: Frames that are sent before what has come in is looked at.
 _AT_ONCE = 16
-_SO_RCVBUFFORCE, _BUFFER = 33, 1 << 22
+_SO_RCVBUFFORCE, _SO_TIMESTAMPNS, _BUFFER = 33, 35, 1 << 22
 # linux/in.h, linux/in6.h, linux/errqueue.h
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE, _IPV6_DONTFRAG = 10, 23, 3, 62
 _IP_RECVERR, _IPV6_RECVERR, _ORIGIN_LOCAL = 11, 25, 1
@@ -107,14 +108,15 @@ class Asked:
         checking.start()
         for segment in self.segments.values():
             segment.waiting = {self.request["numbers"][name] for name in there.get(segment.name, ())}
-        begun = last = time.monotonic()
-        due = begun
+        begun = last = due = time.monotonic()
+        known = 0
         while True:
             now = time.monotonic()
             if now >= due:
                 self._ask()
                 due = now + EVERY
-            if self._receive(max(due - time.monotonic(), 0)):
+            self._receive(max(due - time.monotonic(), 0))
+            if known != (known := self._known()):
                 last = time.monotonic()
             over = now - last > PATIENCE or now - begun > LIMIT
             if (over or self._done()) and (not checking.is_alive() or now - begun > LIMIT):
@@ -132,6 +134,11 @@ class Asked:
             for one in ready:
                 if one is not incoming:
                     self._frames(one)
+
+    def _known(self) -> int:
+        """Of how much there is an answer so far."""
+        segments = self.segments.values()
+        return sum(len(s.macs) + len(s.rtt) + len(s.full) for s in segments) + self.underlay.known()
 
     def _done(self) -> bool:
         return self.underlay.done() and all(segment.done() for segment in self.segments.values())
@@ -158,8 +165,11 @@ class Asked:
             if peer not in have
         ]
 
-    def _send(self, segment: _Segment, number: int, kind: int, to: int, mac: bytes, stamp: int = 0) -> None:
-        payload = _FRAME.pack(self.nonce, kind, number, self.me, to, stamp or time.monotonic_ns())
+    def _send(
+        self, segment: _Segment, number: int, kind: int, to: int, mac: bytes, stamp: int = 0, came: int = 0
+    ) -> None:
+        now = time.time_ns()
+        payload = _FRAME.pack(self.nonce, kind, number, self.me, to, stamp or now, max(now - came, 0) if came else 0)
         size = segment.mtu if kind == _FULL else _LEAST
         frame = mac + segment.mac + struct.pack(">H", ETHERTYPE) + payload.ljust(size, b"\0")
         try:
@@ -168,38 +178,39 @@ class Asked:
             if error.errno == errno.EMSGSIZE:
                 segment.too_big = True
 
-    def _receive(self, seconds: float) -> bool:
-        """Takes in what is there, or comes within that time. Whether somebody answered."""
+    def _receive(self, seconds: float) -> None:
+        """Takes in what is there, or comes within that time."""
         files = [*self._files, *self.underlay.sockets.values()]
         ready, _, _ = select.select(files, [], [], seconds)
-        heard = [self._frames(one) if one in self._files else self.underlay.received(one) for one in ready]
-        return any(heard)
+        for one in ready:
+            if one in self._files:
+                self._frames(one)
+            else:
+                self.underlay.received(one)
 
-    def _frames(self, from_: socket.socket) -> bool:
-        number, heard = self._files[from_], False
+    def _frames(self, from_: socket.socket) -> None:
+        number = self._files[from_]
         segment = self.segments[number]
         for _ in range(4 * _AT_ONCE):
             try:
-                frame = from_.recv(2048 if segment.mtu < 2000 else 1 << 16, socket.MSG_DONTWAIT)
+                frame, more, _, _ = from_.recvmsg(1 << 16, 64, socket.MSG_DONTWAIT)
             except OSError:  # no more, or the device is down
                 break
             if len(frame) < 14 + _FRAME.size:
                 continue
-            nonce, kind, where, peer, to, stamp = _FRAME.unpack_from(frame, 14)
+            nonce, kind, where, peer, to, stamp, held = _FRAME.unpack_from(frame, 14)
             if nonce != self.nonce or where != number or peer == self.me or to not in (self.me, _EVERYBODY):
                 continue
             if not kind & _ANSWER:
                 segment.heard.add(peer)
-                self._send(segment, number, kind | _ANSWER, peer, frame[6:12], stamp)
+                self._send(segment, number, kind | _ANSWER, peer, frame[6:12], stamp, _came(more))
                 continue
-            heard = True
             segment.macs[peer] = frame[6:12]
             if kind == _ECHO | _ANSWER:
-                rtt = (time.monotonic_ns() - stamp) / 1e6
+                rtt = max(_came(more) - stamp - held, 0) / 1e6
                 segment.rtt[peer] = min(rtt, segment.rtt.get(peer, rtt))
             elif kind == _FULL | _ANSWER:
                 segment.full.add(peer)
-        return heard
 
     def _check(self, checks: Mapping[str, Any], out: dict[str, Any]) -> None:
         """DHCP, DNS, NAT: what this host was told to ask for, and which Docker containers have which addresses."""
@@ -221,6 +232,7 @@ class _Segment:
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         with suppress(OSError):
             self.socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        self.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self.socket.bind((device, ETHERTYPE))
         self.waiting: set[int] = set()
         self.heard: set[int] = set()
@@ -239,6 +251,15 @@ class _Segment:
             "rtt": {names[n]: round(ms, 3) for n, ms in sorted(self.rtt.items()) if n in names},
             "full": sorted(names[n] for n in self.full if n in names),
         }
+
+
+def _came(more: Sequence[tuple[int, int, bytes]]) -> int:
+    """When the kernel got a frame, ns: a busy machine's processes look at it much later."""
+    for _, type_, data in more:
+        if type_ == _SO_TIMESTAMPNS and len(data) == 16:
+            seconds, rest = struct.unpack("=qq", data)
+            return int(seconds) * 10**9 + int(rest)
+    return time.time_ns()
 
 
 def state_of(kernel: Kernel, device: str, tunnels: Sequence[str]) -> dict[str, Any]:
@@ -314,7 +335,12 @@ class _Underlay:
         ]
 
     def done(self) -> bool:
+        """Whether there is nothing more to be sent. What was sent last has until the next time that one looks."""
         return not self.owed()
+
+    def known(self) -> int:
+        """How much was answered."""
+        return len(self.hops) + sum(map(len, self.answered.values()))
 
     def send(self, address: str, *, full: bool) -> None:
         family = _family(address)
@@ -332,8 +358,9 @@ class _Underlay:
                 self.hops.setdefault(address, {"hop": "", "mtu": None})
         self._errors(self.sockets[family])
 
-    def received(self, from_: socket.socket) -> bool:
-        heard = self._errors(from_)
+    def received(self, from_: socket.socket) -> None:
+        """Takes in what is there."""
+        self._errors(from_)
         for _ in range(4 * _AT_ONCE):
             try:
                 data, _ = from_.recvfrom(1 << 16, socket.MSG_DONTWAIT)
@@ -344,17 +371,14 @@ class _Underlay:
             type_, _, _, id_, number = struct.unpack_from(">BBHHH", data) if len(data) >= 8 else (0, 0, 0, 0, 0)
             if type_ == _ECHO_TYPES[from_.family][1] and id_ == self._id and number // 2 < len(self.addresses):
                 self.answered[bool(number & 1)].add(self.addresses[number // 2])
-                heard = True
-        return heard
 
-    def _errors(self, from_: socket.socket) -> bool:
+    def _errors(self, from_: socket.socket) -> None:
         """What was too large where (struct sock_extended_err, linux/errqueue.h)."""
-        heard = False
         while True:
             try:
                 _, control, _, peer = from_.recvmsg(64, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
             except OSError:
-                return heard
+                return
             for _, _, data in control:
                 if len(data) < 16:
                     continue
@@ -362,7 +386,6 @@ class _Underlay:
                 if code == errno.EMSGSIZE and peer and peer[0] in self.sizes:
                     hop = "" if origin == _ORIGIN_LOCAL else _address(data[16:])
                     self.hops[peer[0]] = {"hop": hop, "mtu": mtu or None}
-                    heard = True
 
     def report(self) -> dict[str, Any]:
         return {

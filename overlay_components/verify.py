@@ -95,7 +95,10 @@ class Verification:
         self.checks = {}
         self.unasked = {}
         for name in self.segments:
-            self._choose_checks(name, up[name])
+            # Whoever is cut off knows nothing of the router.
+            tunnels = {h: ready[h]["ready"][name]["tunnels"].values() for h in up[name]}
+            joined = [h for h in up[name] if all(one["state"] == "up" for one in tunnels[h])]
+            self._choose_checks(name, joined)
         for host in ready:
             there = {name: [h for h in hosts if h != host] for name, hosts in up.items() if host in hosts}
             checks = {name: check for name, (by, check) in self.checks.items() if by == host}
@@ -214,17 +217,22 @@ class Verification:
         taken |= {lease["address"] for one in dnsmasq.values() for lease in one.get("hosts", {}).values()}
         taken.add((row["gateway"] or "").partition("/")[0])
         ranges = [
-            tuple(map(ipaddress.IPv4Address, r.split("-")))
+            (ipaddress.IPv4Address(low), ipaddress.IPv4Address(high))
             for one in dnsmasq.values()
             for r in one.get("ranges", {})
             if ":" not in r
+            for low, high in [r.split("-")]
         ]
-        for net in (n for n in map(ipaddress.ip_network, row["subnets"]) if n.version == 4):
-            last = int(net.broadcast_address) - 1
-            for number in range(last, max(int(net.network_address), last - _SEARCHED), -1):
+        for net in (ipaddress.IPv4Network(subnet) for subnet in row["subnets"] if ":" not in subnet):
+            number = int(net.broadcast_address) - 1
+            for _ in range(_SEARCHED):
                 address = ipaddress.IPv4Address(number)
-                if str(address) not in taken and not any(low <= address <= high for low, high in ranges):
-                    return str(address)
+                given = next((low for low, high in ranges if low <= address <= high), None)
+                if given is None and str(address) not in taken:
+                    break
+                number = int(given or address) - 1
+            if address in net and address != net.network_address:
+                return str(address)
         return None
 
     def _docker(self, host: str) -> set[str]:
@@ -319,14 +327,22 @@ class _Said:
         for _, spec, address in self.run.ways(self.segment, a, b):
             need = mtu + KINDS[spec.KIND].overhead(spec)
             seen = self.found[a]["underlay"].get(address, {})
+            lost = seen.get("answers") and not seen.get("full")
             if seen.get("hop") is not None:
-                takes = f"takes {seen['mtu']}" if seen.get("mtu") else "takes less"
-                return f"MTU too big at hop {self.who(a, seen['hop'])}: it {takes}, and {mtu} here needs {need}"
-            if seen.get("answers") and not seen.get("full"):
-                return (
-                    f"MTU too big on the way to {self.who(a, address)}: a ping of {need} is lost, and no hop says where"
-                )
+                return self.hop(self.who(a, seen["hop"]), seen["mtu"], need)
+            for own in (own for _, _, own in self.run.ways(self.segment, b, a) if lost):
+                back = self.found[b]["underlay"].get(own, {})
+                if back.get("hop") == "":  # what b's link does not take out, it does not take in
+                    return self.hop(self.who(a, address), back["mtu"], need)
+            if lost:
+                where = self.who(a, address)
+                return f"MTU too big on the way to {where}: a ping of {need} is lost, and no hop says where"
         return "" if whole else f"MTU too big: frames of {mtu} get lost between {a} and {b}"
+
+    def hop(self, who: str, takes: int | None, need: int) -> str:
+        """Where a packet of the underlay is too big."""
+        mtu = self.run.segments[self.segment]["mtu"]
+        return f"MTU too big at hop {who}: it takes {takes or 'less'}, and {mtu} here needs {need}"
 
     def who(self, a: str, address: str) -> str:
         """An address of the underlay in words; none: a itself."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _WIDEST = 12
 #: s, for each of the two answers of a host.
 _PATIENCE = 60.0
+#: So many pairs are named for one reason.
+_NAMED = 3
 _MARKS = {True: "ok", False: "fails", None: "not asked"}
 
 
@@ -121,9 +123,8 @@ def _tell(name: str, segment: Segment) -> None:
         rows = ([f"from {a}", *(_shown(segment, a, b) for b in segment.hosts)] for a in segment.hosts)
         show(f"{name}: ms there and back", ["", *(f"to {b}" for b in segment.hosts)], rows)
     typer.echo(f"{name}: {summary(segment)}")
-    for a, b, cell in segment.all():
-        if not cell.good:
-            typer.echo(f"{name} {a} -> {b}: {cell.why}")
+    for line in failures(segment):
+        typer.echo(f"{name} {line}")
     for check in segment.checks:
         typer.echo(f"{name} {check.what}: {_words(check)}")
 
@@ -146,6 +147,16 @@ def summary(segment: Segment) -> str:
     out = f"{good} of {len(cells)} pairs reach each other with packets of {segment.mtu}"
     times = [cell.rtt for cell in cells if cell.rtt is not None]
     return f"{out}; {statistics.median(times):.2f} ms, at most {max(times):.2f} ms" if times else out
+
+
+def failures(segment: Segment) -> list[str]:
+    """Every reason once, with the pairs that it holds for, or the first of them."""
+    pairs: dict[str, list[str]] = {}
+    for a, b, cell in segment.all():
+        if not cell.good:
+            pairs.setdefault(cell.why, []).append(f"{a} -> {b}")
+    rows = ((why, some[:_NAMED], len(some) - _NAMED) for why, some in pairs.items())
+    return [f"{', '.join(some)}{f' and {more} more' if more > 0 else ''}: {why}" for why, some, more in rows]
 
 
 def _words(check: Check) -> str:
