@@ -224,13 +224,12 @@ class Verification:
             for low, high in [r.split("-")]
         ]
         for net in (ipaddress.IPv4Network(subnet) for subnet in row["subnets"] if ":" not in subnet):
-            number = int(net.broadcast_address) - 1
+            address = net.broadcast_address - 1
             for _ in range(_SEARCHED):
-                address = ipaddress.IPv4Address(number)
                 given = next((low for low, high in ranges if low <= address <= high), None)
                 if given is None and str(address) not in taken:
                     break
-                number = int(given or address) - 1
+                address = (given or address) - 1
             if address in net and address != net.network_address:
                 return str(address)
         return None

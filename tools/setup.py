@@ -46,6 +46,7 @@ OLDEST_GO = (1, 21)  # from here on Go fetches the version that a go.mod asks fo
 
 # Command that must be there -> Debian package that brings it. For the tests, the lab and the demo.
 SYSTEM_COMMANDS = {
+    "chromium-headless-shell": "chromium-headless-shell",
     "curl": "curl",
     "dhclient": "isc-dhcp-client",
     "dnsmasq": "dnsmasq-base",

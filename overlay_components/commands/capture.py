@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from overlay_components.config import Config
     from overlay_components.plan import Plan
 
+#: As overlay_agent/capture.py knows them, which needs Linux.
+PROTOCOLS = ("arp", "ip", "ip6", "icmp", "tcp", "udp", "gre", "icmp6", "l2tp")
 #: s that a host may take beyond the capture itself.
 _PATIENCE = 20.0
 _HEAD = 24
@@ -116,17 +118,15 @@ def filter_of(words: str | None) -> dict[str, Any]:
     """What the words ask for, as the agent takes it. Raises ConfigErrors."""
     import ipaddress
 
-    from overlay_agent.capture import PROTOCOLS
     from overlay_components.errors import ConfigErrors
 
     out: dict[str, Any] = {}
     rest = (words or "").split()
-    known = ["arp", "ip", "ip6", *PROTOCOLS]
     while rest:
         word = rest.pop(0)
         key = word if word in ("host", "port") else "protocol"
         value = rest.pop(0) if key != "protocol" and rest else "" if key != "protocol" else word
-        wrong = key in out or (key == "protocol" and word not in known)
+        wrong = key in out or (key == "protocol" and word not in PROTOCOLS)
         if key == "host":
             try:
                 value = str(ipaddress.ip_address(value))
@@ -135,7 +135,7 @@ def filter_of(words: str | None) -> dict[str, Any]:
         wrong |= key == "port" and not (value.isdecimal() and 0 < int(value) < 1 << 16)
         if wrong:
             said = word if key == "protocol" else f"{word} {value}".rstrip()
-            allowed = f"{', '.join(known)}, host ADDRESS, port NUMBER"
+            allowed = f"{', '.join(PROTOCOLS)}, host ADDRESS, port NUMBER"
             raise ConfigErrors([f"--filter: {said!r} is not understood; write each once of {allowed}"])
         out[key] = int(value) if key == "port" else value
     return out
