@@ -154,7 +154,7 @@ class Fleet:
         try:
             line = talk.line(timeout)
             if line:
-                return Answer(host, report=json.loads(line))
+                return Answer(host, report=_plain(json.loads(line)))
             return self._read(host, talk.end(timeout), Request(""))
         except ssh.SshError as error:
             return Answer(host, problem=f"{self._at(host)}: {error}; run it again when the host answers")

@@ -64,7 +64,7 @@ def refreshed(text: str) -> str:
 
 
 def transcript(demo: str) -> list[str]:
-    """README's two transcripts, of what `make demo` printed: of its three hosts the first."""
+    """README's transcripts, of what `make demo` printed: of its three hosts the first; `overlay verify` whole."""
     out = []
     for command in ("pulumi up", "pulumi preview"):
         whole = re.search(rf"(?m)^\$ {command} .*\n(?:(?!\$ |== |\n).*\n)*", demo)
@@ -77,7 +77,10 @@ def transcript(demo: str) -> list[str]:
             if not other and not re.match(r"  \(\d+ of", line):
                 kept.append(line.rstrip())
         out.append("\n".join(kept) + "\n")
-    return out
+    whole = re.search(r"(?m)^\$ overlay verify .*\n(?:(?!\$ |== ).*\n)*", demo)
+    assert whole, "no `$ overlay verify` in that output"
+    lines = (line.rstrip() for line in whole[0].splitlines())
+    return [*out, "\n".join(line for line in lines if line) + "\n"]
 
 
 def main(arguments: list[str]) -> None:

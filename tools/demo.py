@@ -32,6 +32,8 @@ STACK = "demo"
 STACK_FILE = f"stacks/Pulumi.{STACK}.yaml"
 #: As the stack file has it, and as the demo would have it: free on all hosts.
 OLD_VNI, NEW_VNI = "vni: 42", "vni: 142"
+#: Pages in the demo's project.
+TOPOLOGY, VERIFIED = "topology.html", "verify.html"
 LAB = f"python -m lab {{}} --name {NAME}"
 
 
@@ -89,6 +91,10 @@ def up() -> None:
     finally:
         change(NEW_VNI, OLD_VNI)
 
+    say("A picture of it, and the proof: each host tries every other with full packets, and asks for DHCP and DNS.")
+    overlay(f"graph --output {TOPOLOGY}")
+    overlay(f"verify --html {VERIFIED}")
+
     say(f"Done in {time.monotonic() - began:.0f} s. It stays up until `make demo-down`. To look around and change it:")
     print(NEXT)
 
@@ -98,6 +104,7 @@ NEXT = f"""\
     $EDITOR {STACK_FILE}     change a vni, an address, add a segment; then:
     pulumi preview --diff                 what would change
     pulumi up                             change it
+    xdg-open {TOPOLOGY}, {VERIFIED}    the pages, in {PROJECT.relative_to(ROOT)}
     overlay explain h2                    the commands that do by hand what the stack does on h2
   . tools/env.sh                        or, from your own shell:
     python -m lab ssh --name {NAME} h1 bridge fdb show
@@ -226,6 +233,12 @@ def pulumi(words: str, *, keep: Callable[[str], bool] | None = None, excerpt: bo
         print(f"  ({len(shown)} of {len(lines)} lines: those that change, and what they are in)")
     else:
         run(command, argv=[*through, "--color", "never"], keep=keep)
+
+
+def overlay(words: str) -> None:
+    """The command `overlay` where Pulumi runs, too."""
+    command = f"overlay {words} --stack {STACK}"
+    run(command, argv=[*shlex.split(f"{LAB.format('exec')} --home --"), *shlex.split(command)])
 
 
 def readable_progress() -> Callable[[str], bool]:
