@@ -104,7 +104,7 @@ NEXT = f"""\
     $EDITOR {STACK_FILE}     change a vni, an address, add a segment; then:
     pulumi preview --diff                 what would change
     pulumi up                             change it
-    xdg-open {TOPOLOGY}, {VERIFIED}    the pages, in {PROJECT.relative_to(ROOT)}
+    {TOPOLOGY}, {VERIFIED}          the pages, for a browser; in {PROJECT.relative_to(ROOT)}
     overlay explain h2                    the commands that do by hand what the stack does on h2
   . tools/env.sh                        or, from your own shell:
     python -m lab ssh --name {NAME} h1 bridge fdb show
