@@ -142,6 +142,7 @@ def _ours(lab: Lab, project: ours.Project, step: Step) -> None:
     made("first, agents in place", 42)
     made("no-op", 42)
     step("overlay", "no-op preview", project.preview)
+    step("overlay", "verify", project.verify)
     made("change of VNI", 43)
     project.declare(everyone[:-1], 43)
     project.up()

@@ -85,6 +85,10 @@ class Project:
         """`pulumi preview`. Raises FailedError."""
         self.pulumi("preview")
 
+    def verify(self) -> None:
+        """`overlay verify`: all pairs of hosts. Raises FailedError, also when a pair fails."""
+        run([sys.executable, "-m", "overlay_components.cli", "verify"], cwd=self.folder, env=self._env)
+
     def destroy(self) -> None:
         """`pulumi destroy`. Raises FailedError."""
         self.pulumi("destroy", "--yes", "--skip-preview")
