@@ -272,7 +272,7 @@ class _Said:
         for host in (a, b):
             state = self.ready[host]["ready"][self.segment]
             if state["state"] != "up":
-                return Cell(False, why=f"{host}'s {state['device']} is {state['state']}")
+                return Cell(False, why=_is(host, state["device"], state["state"]))
         of = self.found[a]["segments"][self.segment]
         if b not in of["answered"]:
             return Cell(False, why=self.silent(a, b))
@@ -288,8 +288,7 @@ class _Said:
                 state = self.ready[host]["ready"][self.segment]["tunnels"].get(device, {"state": "missing"})["state"]
                 if state != "up":
                     bridge = self.run.device(self.segment, host)
-                    words = f"no port of {bridge}" if state == "apart" else state
-                    return f"{host}'s {device} is {words}"
+                    return _is(host, device, f"no port of {bridge}" if state == "apart" else state)
         for device, spec, address in ways:
             flood = self.ready[a]["ready"][self.segment]["tunnels"][device].get("flood")
             wanted = getattr(spec, "group", None) or address
@@ -423,6 +422,11 @@ def _nat(by: str, answer: Mapping[str, Any], wanted: Mapping[str, Any]) -> Check
         )
         return Check("NAT", False, why)
     return Check("NAT", True, f"{target} answers {by} through {gateway}")
+
+
+def _is(host: str, device: str, what: str) -> str:
+    """How a device of ours is that others changed, or that is not there yet."""
+    return f"{host}'s {device} is {what}; run `pulumi up`" if what == "missing" else f"{host}'s {device} is {what}"
 
 
 def _overhead(spec: Device) -> int:

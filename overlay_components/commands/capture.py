@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from overlay_components.commands.common import UNREACHED, AsJson, StackName, ask, chosen, find, fleet, told, write
+from overlay_components.commands.common import (
+    UNREACHED,
+    WRONG,
+    AsJson,
+    StackName,
+    ask,
+    chosen,
+    find,
+    fleet,
+    told,
+    write,
+)
 
 # ruff: noqa: PLC0415 - see common.py
 
@@ -91,11 +102,11 @@ def capture(
         }
     with fleet(checked.resolved_hosts()) as asked:
         answers, problems = ask(asked, requests)
-    rows = []
+    rows, failed = [], []
     path = output or Path(f"{segment}.pcap")
     for name, answer in answers.items():
         if answer.code or len(answer.report) < _HEAD:
-            problems.append(f"{name}: {' '.join(answer.lines) or 'the capture broke off'}")
+            failed.append(f"{name}: {' '.join(answer.lines) or 'the capture broke off; run it again'}")
             continue
         target = path if len(names) == 1 else path.with_stem(f"{path.stem}-{name}")
         write(target, answer.report)
@@ -103,15 +114,15 @@ def capture(
     if json:
         import json as json_
 
-        typer.echo(json_.dumps({"captures": rows, "unreached": problems}, indent=2))
+        typer.echo(json_.dumps({"captures": rows, "failed": failed, "unreached": problems}, indent=2))
     else:
         for row in rows:
             many = f"{row['packets']} packet{'' if row['packets'] == 1 else 's'}"
             typer.echo(f"{row['host']} {row['device']}: {many} in {row['file']}")
-        for problem in problems:
+        for problem in [*failed, *problems]:
             typer.echo(problem, err=True)
-    if problems:
-        raise typer.Exit(UNREACHED)
+    if failed or problems:
+        raise typer.Exit(WRONG if failed else UNREACHED)
 
 
 def filter_of(words: str | None) -> dict[str, Any]:

@@ -256,6 +256,20 @@ def test_what_passes_is_written_down(stack, lab, tmp_path):
         assert report["packets"] == len(lines)
 
 
+def test_a_segment_that_is_not_there_yet(stack):
+    stack.segments["ghost"] = {"hosts": ["h1", "h2"], "tunnels": {"mesh": {"kind": "vxlan", "vni": 99}}}
+    stack.write()
+    try:
+        code, report = stack.verify("ghost")
+        why = dict.fromkeys(["h1-h2", "h2-h1"], "h1's br-ghost is missing; run `pulumi up`")
+        assert (code, failing(report, "ghost")) == (2, why)
+        code, out, err = stack.overlay("capture", "ghost", "--host", "h1", "--seconds", "1")
+        assert (code, out, err) == (1, "", "h1: br-ghost: capture: No such device\n")
+    finally:
+        del stack.segments["ghost"]
+        stack.write()
+
+
 def test_a_host_that_is_not_there(stack, lab):
     code, _, err = stack.overlay("verify", "ap")
     assert (code, err) == (1, "SEGMENT: unknown segment 'ap'; did you mean app?\n")

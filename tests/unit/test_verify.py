@@ -10,6 +10,7 @@ import pytest
 from overlay_agent import capture as agents
 from overlay_agent.document import Owner
 from overlay_components.commands.capture import PROTOCOLS, filter_of, packets
+from overlay_components.commands.capture import _devices as where
 from overlay_components.commands.verify import failures, summary
 from overlay_components.config import load_config
 from overlay_components.errors import ConfigErrors
@@ -191,7 +192,7 @@ BACK = "underlay blocked on UDP 4789 from b to a (198.18.0.11, which answers a p
     [
         (missing, "no FDB entry for 198.18.0.12 on a's vx-app"),
         (apart, "a's vx-app is no port of br-app"),
-        (gone, "b's vx-app is missing"),
+        (gone, "b's vx-app is missing; run `pulumi up`"),
         (bridge_down, "b's br-app is down"),
         (blocked, "underlay blocked on UDP 4789 from a to b (198.18.0.12, which answers a ping)"),
         (
@@ -367,6 +368,23 @@ def test_a_filter_that_is_wrong(words, said):
 
 def test_the_agent_knows_the_same_protocols():
     assert set(PROTOCOLS) == {"arp", "ip", "ip6", *agents.PROTOCOLS}
+
+
+def test_where_to_listen():
+    run = verification()
+    config = load_config(RAW)
+    assert where(run.made, config, "app", "a", underlay=False) == ("br-app", {})
+    wanted = {"protocol": "udp", "port": 4789}
+    assert where(run.made, config, "app", "a", underlay=True) == (f"to:{B}", wanted)
+    raw = copy.deepcopy(RAW)
+    raw["defaults"] = {"underlay": {"device": "eth1"}}
+    assert where(verification(raw).made, load_config(raw), "app", "a", underlay=True) == ("eth1", wanted)
+    del raw["segments"]["app"]["tunnels"]
+    raw["segments"]["app"]["hosts"] = ["a"]
+    raw["segments"]["app"]["containers"] = {}
+    with pytest.raises(ConfigErrors) as error:
+        where(verification(raw).made, load_config(raw), "app", "a", underlay=True)
+    assert error.value.errors == ["--underlay: app has no tunnel on a; leave --underlay out"]
 
 
 @pytest.mark.parametrize(("order", "sizes"), [("<", [60, 1500]), (">", [60]), ("<", [])])

@@ -117,6 +117,11 @@ def test_what_a_filter_lets_through(wanted, expected):
     assert {name for name, packet in PACKETS.items() if capture.taken(packet, wanted)} == expected
 
 
+def test_the_device_towards_an_address():
+    assert capture._device("to:127.0.0.1") == capture._device("to:::1") == "lo"
+    assert capture._device("br-app") == "br-app"
+
+
 def test_a_device_without_ethernet():
     assert capture.taken(ipv4(17, UDP), {"protocol": "udp", "port": 4789}, ethernet=False)
     assert capture.taken(ipv6(17, UDP), {"host": "fd00::1"}, ethernet=False)
