@@ -362,7 +362,10 @@ class _Said:
             return
         dnsmasq = self.run.services(self.segment, "dnsmasq")
         if "dhcp" in wanted:
-            yield _dhcp(by, says["dhcp"], dnsmasq, self.run.segments[self.segment]["mtu"])
+            cut = next(
+                (f"{one} -> {by}" for one in dnsmasq if one in self.run.hosts and not self.cell(one, by).good), ""
+            )
+            yield _dhcp(by, says["dhcp"], dnsmasq, self.run.segments[self.segment]["mtu"], cut)
         if says.get("taken"):
             for what in ("dns", "nat"):
                 if what in wanted:
@@ -385,8 +388,12 @@ class _Said:
                 yield Check("Docker", good, words if good else f"{words}, the plan says {wanted}")
 
 
-def _dhcp(by: str, offer: Mapping[str, Any] | None, servers: Mapping[str, Mapping[str, Any]], mtu: int) -> Check:
+def _dhcp(
+    by: str, offer: Mapping[str, Any] | None, servers: Mapping[str, Mapping[str, Any]], mtu: int, cut: str
+) -> Check:
     names = " or ".join(servers)
+    if offer is None and cut:
+        return Check("DHCP", False, f"no offer of {names} gets to {by}; see {cut}")
     if offer is None:
         return Check("DHCP", False, f"{names} offers no address to {by}; is its dnsmasq running?")
     own = {address for service in servers.values() for address in service["addresses"]}

@@ -152,7 +152,7 @@ def test_the_store_is_not_read(stack, lab):
 
 
 def test_a_lost_entry_a_device_that_is_down_and_a_dead_server(stack, lab):
-    there = lab.hosts["h2"].address
+    there = lab.hosts["h3"].address
     flood = f"00:00:00:00:00:00 dev vx-app dst {there}"
     with changed(
         lab,
@@ -163,7 +163,7 @@ def test_a_lost_entry_a_device_that_is_down_and_a_dead_server(stack, lab):
     ):
         code, report = stack.verify()
     assert code == 2
-    assert failing(report, "app") == {"h1-h2": f"no FDB entry for {there} on h1's vx-app"}
+    assert failing(report, "app") == {"h1-h3": f"no FDB entry for {there} on h1's vx-app"}
     assert failing(report, "l2") == dict.fromkeys(["h1-h3", "h2-h3", "h3-h1", "h3-h2"], "h3's vx-l2 is down")
     assert failing(report, "link") == dict.fromkeys(["h1-h2", "h2-h1"], "h2's vx-link is down")
     found = checks(report)

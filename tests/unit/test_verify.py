@@ -280,6 +280,15 @@ def test_what_a_router_does_not_do(what, answer, says):
     assert bad == [Check(what.upper(), False, says)]
 
 
+def test_an_offer_that_does_not_get_there():
+    def change(r, f):
+        tunnel(r, "a", flood=[C])
+        deaf(f, "a", "b")
+        f["b"]["checks"]["app"]["dhcp"] = None
+
+    assert result(change).checks[0] == Check("DHCP", False, "no offer of a gets to b; see a -> b")
+
+
 def test_the_address_to_ask_from_is_taken():
     def change(_, f):
         f["b"]["checks"]["app"] = {"dhcp": f["b"]["checks"]["app"]["dhcp"], "taken": True}
