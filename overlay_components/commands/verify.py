@@ -121,7 +121,8 @@ def _json(result: Mapping[str, Segment], problems: list[str]) -> dict[str, Any]:
 def _tell(name: str, segment: Segment) -> None:
     if 1 < len(segment.hosts) <= _WIDEST:
         rows = ([f"from {a}", *(_shown(segment, a, b) for b in segment.hosts)] for a in segment.hosts)
-        show(f"{name}: ms there and back", ["", *(f"to {b}" for b in segment.hosts)], rows)
+        typer.echo(f"{name}: ms there and back")  # as a title of the table it would be folded to its width
+        show("", ["", *(f"to {b}" for b in segment.hosts)], rows)
     typer.echo(f"{name}: {summary(segment)}")
     for line in failures(segment):
         typer.echo(f"{name} {line}")
