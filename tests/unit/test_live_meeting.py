@@ -90,7 +90,7 @@ def test_all_begin_when_all_are_ready(monkeypatch):
             "h1: the agent on this host is older than this program; run `pulumi up`",
         ),
         (Talk(b"Welcome!"), "h1: what it answers is no report; look at its log-in scripts"),
-        (Talk(done=ssh.Done(1, b"", b"no\nroot")), "h1: the agent gave up (no root); run it again"),
+        (Talk(done=ssh.Done(1, b"", b"no\nroot")), "h1: the agent gave up (no; root); run it again"),
         (Talk(done=ssh.Done(1, b"", b"")), "h1: the agent gave up (exit code 1); run it again"),
     ],
 )
