@@ -7,7 +7,7 @@ means.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from overlay_agent import fields
@@ -69,21 +69,29 @@ def _change(name: str, found: Any, wanted: Any, beside: Sequence[Difference]) ->
         return Change(name, REMOVE, found, None)
     if found.KIND != wanted.KIND:
         return Change(name, RECREATE, found, wanted, [("kind", found.KIND, wanted.KIND)])
-    rows: list[Difference] = []
-    recreate = KINDS[wanted.KIND].remake(found, wanted)
-    will_do = KINDS[wanted.KIND].will_do(found, wanted)
-    remade = False
-    for field in dataclasses.fields(wanted):
-        if field.name in will_do:
-            continue
-        is_, want = getattr(found, field.name), getattr(wanted, field.name)
-        more = field.metadata["type"].differences(fields.json_name(field.name), is_, want)
-        rows += more
-        remade |= bool(more) and (field.metadata["change"] == RECREATE or field.name in recreate)
-    rows += beside
+    rows = [*_rows(found, wanted), *beside]
     if not rows:
         return None
-    return Change(name, RECREATE if remade else SET, found, wanted, rows)
+    return Change(name, RECREATE if remaking(found, wanted) else SET, found, wanted, rows)
+
+
+def remaking(found: Any, wanted: Any) -> list[Difference]:
+    """The differences between two of a kind that only making the object anew can mend."""
+    recreate = KINDS[wanted.KIND].remake(found, wanted)
+    names = {f.name for f in dataclasses.fields(wanted) if f.metadata["change"] == RECREATE or f.name in recreate}
+    return _rows(found, wanted, names)
+
+
+def _rows(found: Any, wanted: Any, names: Container[str] | None = None) -> list[Difference]:
+    will_do = KINDS[wanted.KIND].will_do(found, wanted)
+    return [
+        row
+        for field in dataclasses.fields(wanted)
+        if field.name not in will_do and (names is None or field.name in names)
+        for row in field.metadata["type"].differences(
+            fields.json_name(field.name), getattr(found, field.name), getattr(wanted, field.name)
+        )
+    ]
 
 
 def summary(spec: Any) -> str:

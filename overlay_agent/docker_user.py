@@ -86,9 +86,9 @@ def remove(kernel: Kernel, mark: str) -> None:
 
 
 def _programs(mark: str) -> list[str]:
-    """The host's iptables and ip6tables, where it has Docker, be it running or not. None without a mark, as
-    what an undo brings back to a device whose alias was lost."""
-    if not mark or not (_is_here("dockerd") or os.path.exists(_SOCKET)):
+    """The host's iptables and ip6tables, where it has Docker, be it running or not. None without a mark of ours,
+    as what an undo brings back to a device whose alias was lost, or that was somebody else's."""
+    if not mark.startswith("overlay:") or not (_is_here("dockerd") or os.path.exists(_SOCKET)):
         return []
     return [program for program in _FAMILIES if _is_here(program)]
 

@@ -51,7 +51,8 @@ class Document:
 
     `machine` is the machine-id of the host that the name stood for so far, or None at first.
     `force` lets a removal go on although others use what is removed. `stopped`: since when it is on purpose not true
-    (UTC, as RFC 3339 has it); the program never says so, `overlay-agent stop` does.
+    (UTC, as RFC 3339 has it); the program never says so, `overlay-agent stop` does. `adopt`: devices that are taken over
+    where somebody else made them.
     """
 
     owner: Owner
@@ -61,6 +62,7 @@ class Document:
     devices: Mapping[str, Device] = dataclasses.field(default_factory=dict)
     services: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stopped: str | None = None
+    adopt: frozenset[str] = frozenset()
 
     @property
     def objects(self) -> dict[str, Any]:
@@ -90,6 +92,8 @@ def to_json(document: Document) -> dict[str, Any]:
         out["force"] = True
     if document.stopped:
         out["stopped"] = document.stopped
+    if document.adopt:
+        out["adopt"] = {name: {} for name in sorted(document.adopt)}
     out[DEVICES] = {name: fields.to_json(spec) for name, spec in sorted(document.devices.items())}
     if document.services:
         out[SERVICES] = {name: fields.to_json(spec) for name, spec in sorted(document.services.items())}
@@ -140,7 +144,7 @@ def parse(raw: Any) -> Document:
         raise DocumentError(
             [f"document.schema: {version!r}; this agent reads 1 to {SCHEMA_VERSION}: run `pulumi up`, which updates it"]
         )
-    known = ["schema", "owner", "host", "machine", "force", "stopped", DEVICES, SERVICES]
+    known = ["schema", "owner", "host", "machine", "force", "stopped", "adopt", DEVICES, SERVICES]
     errors.extend(
         f"document.{key}: unknown field; known are {', '.join(known)}" for key in sorted(raw.keys() - set(known))
     )
@@ -153,6 +157,9 @@ def parse(raw: Any) -> Document:
             errors.append(f"document.{key}: {wrong}")
     devices = _objects(raw, DEVICES, fields.InterfaceName(), errors)
     services = _objects(raw, SERVICES, label, errors)
+    adopt = raw.get("adopt", {})
+    wrong = fields.Keyed("device", fields.InterfaceName(), fields.Empty()).check(adopt)
+    errors += [f"document.adopt: {wrong}"] if wrong else []
     for name, spec in devices.items():
         if spec.bridge == name or (spec.bridge in devices and devices[spec.bridge].KIND != "bridge"):
             errors.append(f"{name}.bridge: {spec.bridge!r} is not a bridge; name one of this document or of the host")
@@ -171,8 +178,9 @@ def parse(raw: Any) -> Document:
     if errors or owner is None:
         raise DocumentError(errors)
     return Document(
-        owner, raw["host"], raw.get("machine"), raw.get("force", False), devices, services, raw.get("stopped")
-    )
+        owner, raw["host"], raw.get("machine"), raw.get("force", False), devices, services, raw.get("stopped"),
+        frozenset(adopt),
+    )  # fmt: skip
 
 
 def read_owner(raw: Any, errors: list[str]) -> Owner | None:

@@ -15,11 +15,11 @@ from typing import Any
 
 from overlay_agent import bridges, fields
 from overlay_agent import document as documents
-from overlay_agent.diff import REMOVE, SET, Change, diff
+from overlay_agent.diff import REMOVE, SET, Change, diff, remaking, row_text
 from overlay_agent.document import Document
 from overlay_agent.errors import KernelError
-from overlay_agent.fields import RECREATE
-from overlay_agent.kernel import Kernel
+from overlay_agent.fields import RECREATE, Difference
+from overlay_agent.kernel import Kernel, Link
 from overlay_agent.kinds import DEVICES, KINDS, SERVICES
 from overlay_agent.secrets import MISSING, Secrets, references
 from overlay_agent.store import Store
@@ -28,6 +28,8 @@ from overlay_agent.store import Store
 NETWORKD = "/run/systemd/netif"
 #: Read-backs until a difference counts: udev and daemons may be at it for a moment.
 VERIFY_SECONDS = (0.0, 0.05, 0.2, 0.5)
+#: What can be set, but not under those who use the device: their neighbours would know another one.
+_DISTURBING = ("mac", "bridge")
 
 Raw = dict[str, Any]
 
@@ -55,6 +57,8 @@ class Plan:
     stored: Raw | None
     target: Raw | None
     machine: str
+    #: Devices that somebody else made, and that become this stack's as they are.
+    adopted: frozenset[str] = frozenset()
 
     @property
     def quiet(self) -> bool:
@@ -63,13 +67,19 @@ class Plan:
 
     def lines(self) -> list[str]:
         """What changes, or why nothing does, for people."""
-        lines = [line for change in self.changes for line in change.lines()] + self.stays
+        lines = [line for change in self.changes for line in self._said(change)] + self.stays
         was, now = (self.stored or {}).get("stopped"), self.wanted.stopped
         if now and not was:
             lines.append(f"{self.wanted.host}: stopped; `overlay start {self.wanted.host}` makes all of it again")
         elif was and not now and self.target:
             lines.append(f"{self.wanted.host}: was stopped since {was}; started again")
         return lines or [self._nothing()]
+
+    def _said(self, change: Change) -> list[str]:
+        if change.name not in self.adopted:
+            return change.lines()
+        rows = [row for row in change.rows if row[0] != "alias"]
+        return [f"{change.name}: taken over", *dataclasses.replace(change, rows=rows).lines()]
 
     def _nothing(self) -> str:
         count = len(self.wanted.objects)
@@ -164,13 +174,14 @@ def refusals(wanted: Document, kernel: Kernel, stored: Raw | None, machine: str)
     missing = set(kernel.secrets.missing())
     for name, spec in sorted(wanted.objects.items()):
         link = kernel.links.get(name)
-        if link and name in wanted.devices and name not in mine:
+        if link and name in wanted.devices and name not in mine and not _adopts(wanted, link):
             whose = f"belongs to {link.alias}" if link.alias else "is not ours"
             theirs = KINDS.get(link.kind)
             away = theirs.removal(kernel, name) if theirs else f"ip link delete {name}"
             errors.append(
                 f"{host} {name}: a device of that name ({link.kind or 'physical'}) is there and {whose}; "
                 f"give ours another name (ifname, or bridge.name), or remove that one: {away}"
+                + ("; adopt: true takes it over" if _adopts(wanted, link, asked=False) else "")
             )
         errors += [f"{host} {name}: {wrong}" for wrong in KINDS[spec.KIND].wrong_here(kernel, name, spec, wanted)]
         errors += [f"{host} {name}: {reference}: {MISSING}" for reference in sorted(references([spec]) & missing)]
@@ -182,6 +193,36 @@ def refusals(wanted: Document, kernel: Kernel, stored: Raw | None, machine: str)
             for use in (kind.in_use(kernel, name, mine) if kind else [])
         ]
     return errors
+
+
+def _adopts(wanted: Document, link: Link, *, asked: bool = True) -> bool:
+    """Whether the device that somebody else made can become this stack's, and, `asked`, shall."""
+    may = link.kind == wanted.devices[link.name].KIND and not link.alias.startswith("overlay:")
+    return may and (link.name in wanted.adopt or not asked)
+
+
+def adopted(wanted: Document, kernel: Kernel, stored: Raw | None) -> frozenset[str]:
+    """The devices that somebody else made, and that the document takes over."""
+    links = (kernel.links[name] for name in wanted.adopt & kernel.links.keys())
+    return frozenset(link.name for link in links if _adopts(wanted, link)) - ours(kernel, wanted.owner, stored)
+
+
+def _as_they_are(host: str, changes: Sequence[Change], names: frozenset[str]) -> list[str]:
+    """An error for each difference with which a device cannot be taken over: packets would be lost."""
+    return [
+        f"{host} {change.name}: cannot be taken over as it is: {row_text(row)} would "
+        f"{'make it anew' if row[0] not in _DISTURBING else 'disturb what uses it'}; {_way_on(host, change.name, row)}"
+        for change in changes
+        if change.name in names
+        for row in change.rows
+        if row[0] in _DISTURBING or row in remaking(change.found, change.wanted)
+    ]
+
+
+def _way_on(host: str, name: str, row: Difference) -> str:
+    if row[0] == "mac":
+        return f"write overlay:hosts.{host}.macs: {{{name}: \"{row[1]}\"}}"
+    return f"write what it has, or change that on the host first ({row[0]} is {row[1]})"
 
 
 def secrets_of(wanted: Document, store: Store) -> Secrets:
@@ -211,7 +252,11 @@ def prepare(wanted: Document, kernel: Kernel, store: Store, machine: str, *, for
     if errors:
         raise Refused(errors)
     stays = [f"{wanted.host}: {why}" for why in staying(wanted, kernel, stored).values()]
-    return Plan(wanted, changes_for(wanted, kernel, stored), stays, stored, target, machine)
+    changes, taken = changes_for(wanted, kernel, stored), adopted(wanted, kernel, stored)
+    errors = _as_they_are(wanted.host, changes, taken)
+    if errors:
+        raise Refused(errors)
+    return Plan(wanted, changes, stays, stored, target, machine, taken)
 
 
 def carry_out(

@@ -136,6 +136,7 @@ class SegmentArgs(TypedDict, total=False):
     containers: Mapping[str, ContainerArgs]
     isolate_host: bool
     routes: Mapping[str, Any]
+    adopt: bool
 
 
 class Bridge(Component):

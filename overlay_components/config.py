@@ -41,6 +41,7 @@ _Mtu = Annotated[int | None, Checked(fields.Integer(68, 65535))]
 _NO_BRIDGE = "none"
 #: Of a stack file: how deep it may be nested, and how many values it may have. One of 1,000 hosts has some 10,000.
 _DEEPEST, _MOST = 32, 1_000_000
+_ADOPT = "Take over bridges and tunnels of the same names that were made by hand, as they are"
 _Encryption = encryption.Options
 _SegmentEncryption = encryption.OfSegment
 
@@ -96,6 +97,10 @@ class Host(Defaults):
     wireguard: encryption.HostOptions = _described(encryption.HostOptions(), "Its end of the encryption")
     force: Annotated[bool, Checked(fields.Flag())] = _described(
         False, "Remove devices although others, such as running containers, still use them"
+    )
+    adopt: Annotated[bool, Checked(fields.Flag())] = _described(False, f"{_ADOPT}, in all segments")
+    macs: dict[Annotated[str, Checked(fields.InterfaceName())], Annotated[str, Checked(model.Mac())]] = _described(
+        {}, "MAC addresses of the stack's bridges and tunnels on this host, by device; default: derived"
     )
 
 
@@ -193,6 +198,7 @@ class Segment(Model):
     isolate_host: Annotated[bool, Checked(fields.Flag())] = _described(
         False, "Whether what is on the segment is kept off its hosts, but for DHCP, DNS and ping"
     )
+    adopt: Annotated[bool, Checked(fields.Flag())] = _described(False, f"{_ADOPT}, on all of its hosts")
     # `dhcp:` with nothing below it is a router with all defaults.
     dhcp: Annotated[DhcpOptions | None, pydantic.BeforeValidator(lambda value: value or {})] = _described(
         None, "DHCP, DNS, NAT and port forwarding for the segment"

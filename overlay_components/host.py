@@ -63,6 +63,8 @@ class HostArgs(TypedDict, total=False):
     generation: int
     force: bool
     self_heal: bool
+    adopt: bool
+    macs: Mapping[str, Input[str]]
 
 
 class Host(Component):

@@ -197,6 +197,8 @@ class _Planner:
         self.clashes: dict[tuple[str, str, str], list[str]] = collections.defaultdict(list)
         #: By host and what is claimed: the first claim's value and place.
         self.claims: dict[str, dict[Any, tuple[Any, str]]] = {name: {} for name in config.hosts}
+        #: By host: devices that are taken over where they are there already.
+        self.adopt: dict[str, set[str]] = {name: set() for name in config.hosts}
         #: By host and name: bridges that are not this stack's, and the places that name them.
         self.foreign: dict[str, dict[str, str]] = {name: {} for name in config.hosts}
         #: By host and service: the place that names the NIC.
@@ -223,6 +225,7 @@ class _Planner:
         )
         self._encrypt()
         self._check_names()
+        self._check_macs()
         self._check_service_ports()
         self.routing.finish(self.made, self.rules)
         self._warn_of_peers(segments)
@@ -247,7 +250,8 @@ class _Planner:
         allowed = self.allowed[host] if self.config.open_firewall else {}
         firewall = {"firewall": Firewall(allow=allowed)} if allowed else {}
         services = {**self.services[host], **firewall}
-        return document.to_json(Document(self.owner, host, devices=devices, services=services))
+        adopt = frozenset(self.adopt[host])
+        return document.to_json(Document(self.owner, host, devices=devices, services=services, adopt=adopt))
 
     # -- hosts and segments ------------------------------------------------------------------
 
@@ -643,7 +647,7 @@ class _Planner:
             own = addresses.get(host, []) if holds else []
             return {
                 "mtu": size,
-                "mac": names.mac(self.owner.label, host, name),
+                "mac": self.config.hosts[host].macs.get(name) or names.mac(self.owner.label, host, name),
                 "addresses": {address: {} for address in own},
                 # IPv6 needs a link-local address on every interface that has another (RFC 4291, 2.1).
                 "link_local": any(":" in address for address in own),
@@ -655,6 +659,7 @@ class _Planner:
                 values = {**common(host.name, segment.bridge, holds=True), **own}
                 switch = bridge.device(segment.options.bridge, values)
                 self._add(host.name, segment.bridge, _Made(f"{segment.where}.bridge", switch, {}))
+                self._adopt(host.name, segment.bridge, segment.options)
                 self._add_nics(segment, host.name)
 
         rows: dict[str, TunnelRow] = {}
@@ -678,6 +683,7 @@ class _Planner:
                 for sentence in _contradictions(to_check):
                     wrong.setdefault(sentence.partition(":")[0], sentence)
                 self._add(at.host.name, at.device, _Made(one.where, spec, one.kind.claims(spec)))
+                self._adopt(at.host.name, at.device, segment.options)
                 self._allow(at, one, spec)
             self.wrong += [f"{one.where}.{sentence}" for sentence in wrong.values()]
             rows[one.name] = TunnelRow(
@@ -699,6 +705,19 @@ class _Planner:
             if (first, where) != (value, made.where) and (value is None or value != first):
                 self.clashes[where, made.where, sentence].append(host)
         others[name] = made
+
+    def _adopt(self, host: str, name: str, options: Segment) -> None:
+        if options.adopt or self.config.hosts[host].adopt:
+            self.adopt[host].add(name)
+
+    def _check_macs(self) -> None:
+        for host, options in self.config.hosts.items():
+            made = self.made[host]
+            self.wrong += [
+                f"hosts.{host}.macs.{name}: unknown device {name!r}; {errors.instead(name, made)}"
+                for name in options.macs
+                if name not in made
+            ]
 
     def _add_foreign(
         self,

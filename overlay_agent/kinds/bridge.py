@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 #: The kernel counts these times in clock ticks; a tick (USER_HZ) is 10 ms on every architecture.
 TICKS = 100
+_MTU_MOST = 65535
 _TIMES = {"ageing": "IFLA_BR_AGEING_TIME", "forward_delay": "IFLA_BR_FORWARD_DELAY"}
 
 #: ip-link(8)'s words where they are not ours.
@@ -121,6 +122,14 @@ class BridgeKind(DeviceKind):
         docker_user.put(kernel, mark, docker_user.within(name))
 
     def change(self, kernel: Kernel, name: str, spec: Bridge, found: Bridge, mark: str) -> None:
+        alias = kernel.links[name].alias
+        if alias.startswith("overlay:") and alias != mark:  # an undo gives it back to whoever made it
+            docker_user.remove(kernel, alias)
+        if mark.startswith("overlay:") and alias != mark:
+            # Made by hand it takes MTU and MAC address of its ports, until each is set; nothing is lost by a larger
+            # MTU for a moment.
+            kernel.set_link(name, mtu=found.mtu + (1 if found.mtu < _MTU_MOST else -1), mac=found.mac)
+            kernel.set_link(name, mtu=found.mtu, mac=None)
         super().change(kernel, name, spec, found, mark)
         docker_user.put(kernel, mark, docker_user.within(name))
 
