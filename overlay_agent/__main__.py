@@ -34,6 +34,7 @@ USAGE = """usage: overlay-agent VERB
   verify             with the agents of other hosts: who reaches whom; a talk by lines of JSON
   capture            what passes a device, as pcap; which, how long and how much is said on standard input, as JSON
   probe              what this host offers, as JSON
+  survey             what stands here, whoever made it, as JSON; for `overlay import`
   identity           make this host's WireGuard key, and tell its public half
   secrets            keep the secret values on standard input, for documents to refer to
   install            put this agent in place (run from the .pyz file)
@@ -326,6 +327,13 @@ def _probe() -> int:
     return 0
 
 
+def _survey() -> int:
+    from overlay_agent import kernel, survey  # noqa: PLC0415
+
+    _report(survey.survey(kernel.Kernel()))
+    return 0
+
+
 def _identity() -> int:
     from overlay_agent import host, keys, store  # noqa: PLC0415
 
@@ -402,6 +410,7 @@ VERBS: dict[str, tuple[Callable[..., int], int]] = {
     "verify": (_guarded(_verify), 0),
     "capture": (_guarded(_capture), 0),
     "probe": (_guarded(_probe), 0),
+    "survey": (_guarded(_survey), 0),
     "identity": (_guarded(_identity), 0),
     "secrets": (_guarded(_secrets), 0),
     "install": (_guarded(_install), 1),

@@ -47,22 +47,32 @@ def find(file: Path | None, name: str | None) -> Stack:
     """The stack of that file or name, or the project's only one. Raises ConfigErrors."""
     if file is not None and name is not None:
         raise ConfigErrors([f"--stack: {name!r} and a file, {file}; give one of them"])
-    start = Path.cwd() if file is None else file.resolve().parent
-    project = next((p / "Pulumi.yaml" for p in (start, *start.parents) if (p / "Pulumi.yaml").is_file()), None)
+    project = _near(Path.cwd() if file is None else file.resolve().parent)
     settings = _settings(project) if project else {}
     notes: tuple[str, ...] = ()
     if file is None:
         if project is None:
             raise ConfigErrors(
-                [f"{start}: no Pulumi.yaml here or above; name a stack file, or write one: overlay init"]
+                [f"{Path.cwd()}: no Pulumi.yaml here or above; name a stack file, or write one: overlay init"]
             )
         file = _file(project.parent / str(settings.get("stackConfigDir") or "."), name)
     elif project is None:
         notes = (f"{file}: no Pulumi.yaml beside it or above; MAC addresses are those of a project named overlay",)
     raw = config.read_stack_file(file)
     # Only Pulumi's state knows the stack's id, and nothing that is shown depends on it.
-    owner = Owner(str(settings.get("name") or _DEFAULT_PROJECT), _stack_name(file), "unknown")
+    owner = Owner(str(settings.get("name") or _DEFAULT_PROJECT), stack_name(file), "unknown")
     return Stack(raw, owner, lock.path_of(file.parent, owner.stack), notes, project.parent if project else None)
+
+
+def project_name(folder: Path) -> str:
+    """The name of the project that the folder is in, or the one that stack files outside of any have."""
+    project = _near(folder)
+    return str((_settings(project) if project else {}).get("name") or _DEFAULT_PROJECT)
+
+
+def _near(folder: Path) -> Path | None:
+    """The nearest Pulumi.yaml at or above the folder."""
+    return next((p / "Pulumi.yaml" for p in (folder, *folder.parents) if (p / "Pulumi.yaml").is_file()), None)
 
 
 def lock_of_program(root: str | None, stack: str) -> Lock:
@@ -76,7 +86,7 @@ def lock_of_program(root: str | None, stack: str) -> Lock:
 
 
 def _file(folder: Path, name: str | None) -> Path:
-    files = {_stack_name(path): path for path in sorted(folder.glob("Pulumi.*.yaml"))}
+    files = {stack_name(path): path for path in sorted(folder.glob("Pulumi.*.yaml"))}
     if name is not None:
         if name not in files:
             raise ConfigErrors([f"--stack: unknown stack {name!r} in {folder}; {errors.instead(name, files)}"])
@@ -88,7 +98,8 @@ def _file(folder: Path, name: str | None) -> Path:
     return next(iter(files.values()))
 
 
-def _stack_name(path: Path) -> str:
+def stack_name(path: Path) -> str:
+    """The stack that the file is of."""
     return path.name.removeprefix("Pulumi.").removesuffix(".yaml") or path.name
 
 

@@ -198,7 +198,7 @@ def version() -> None:
 # UsageError, which typer does not export.
 typer.BadParameter.__base__.exit_code = USAGE  # type: ignore[union-attr]
 for _command in commands.ALL:
-    app.command()(_command)
+    app.command(_command.__name__.rstrip("_"))(_command)
 
 
 def main() -> None:

@@ -11,10 +11,11 @@ from overlay_components.commands.drift import drift
 from overlay_components.commands.forget import forget
 from overlay_components.commands.graph import graph
 from overlay_components.commands.history import history
+from overlay_components.commands.import_ import import_
 from overlay_components.commands.purge import purge
 from overlay_components.commands.status import status
 from overlay_components.commands.stop import start, stop
 from overlay_components.commands.verify import verify
 
 #: In the order of `overlay --help`.
-ALL = (status, drift, verify, graph, capture, history, stop, start, forget, purge)
+ALL = (status, drift, verify, graph, capture, history, stop, start, forget, purge, import_)
