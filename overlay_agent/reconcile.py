@@ -221,7 +221,7 @@ def _as_they_are(host: str, changes: Sequence[Change], names: frozenset[str]) ->
 
 def _way_on(host: str, name: str, row: Difference) -> str:
     if row[0] == "mac":
-        return f"write overlay:hosts.{host}.macs: {{{name}: \"{row[1]}\"}}"
+        return f'write overlay:hosts.{host}.macs: {{{name}: "{row[1]}"}}'
     return f"write what it has, or change that on the host first ({row[0]} is {row[1]})"
 
 

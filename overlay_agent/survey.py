@@ -55,7 +55,7 @@ def survey(kernel: Kernel) -> dict[str, Any]:
 
 
 def _link(kernel: Kernel, link: Link) -> dict[str, Any]:
-    out = {
+    out: dict[str, Any] = {
         "kind": link.kind,
         "type": link.type,
         "mac": link.mac,
@@ -66,7 +66,8 @@ def _link(kernel: Kernel, link: Link) -> dict[str, Any]:
         "addresses": kernel.addresses(link),
     }
     if link.kind in READ:
-        out["spec"] = fields.to_json(KINDS[link.kind].observe(kernel, link))
+        kind: Any = KINDS[link.kind]
+        out["spec"] = fields.to_json(kind.observe(kernel, link))
         for cookie in {"cookie", "peerCookie"} & out["spec"].keys():
             out["spec"][cookie] = True
     if link.kind == "vxlan":
@@ -125,7 +126,7 @@ def _dnsmasq() -> Iterator[dict[str, Any]]:
             found = [list(option) for option in _whole(f"/proc/{process}/root", options, _DEPTH)]
             # A second process of the same words only runs scripts for the first.
             parent = _text(f"/proc/{process}/stat").rpartition(")")[2].split()[1]
-            if not _text(f"/proc/{parent}/comm").strip() == "dnsmasq":
+            if _text(f"/proc/{parent}/comm").strip() != "dnsmasq":
                 yield {"pid": int(process), "words": words, "options": found}
 
 

@@ -11,15 +11,17 @@ from overlay_agent import fields
 from overlay_agent.kinds.dnsmasq import NAME
 
 #: What says how it is run, which ours decides itself, or where it listens.
-_OURS = frozenset(
-    "bind-interfaces bind-dynamic pid-file except-interface no-dhcp-interface user group conf-file conf-dir "
-    "dhcp-leasefile dhcp-authoritative keep-in-foreground no-daemon listen-address interface log-facility log-queries "
-    "log-dhcp no-hosts no-ping domain-needed bogus-priv expand-hosts local port strict-order dhcp-no-override "
-    "dhcp-script leasefile-ro no-resolv resolv-file no-poll quiet-dhcp quiet-dhcp6 quiet-ra".split()
-)
+_OURS = frozenset([
+    "bind-interfaces", "bind-dynamic", "pid-file", "except-interface", "no-dhcp-interface", "user", "group",
+    "conf-file", "conf-dir", "dhcp-leasefile", "dhcp-authoritative", "keep-in-foreground", "no-daemon",
+    "listen-address", "interface", "log-facility", "log-queries", "log-dhcp", "no-hosts", "no-ping",
+    "domain-needed", "bogus-priv", "expand-hosts", "local", "port", "strict-order", "dhcp-no-override",
+    "dhcp-script", "leasefile-ro", "no-resolv", "resolv-file", "no-poll", "quiet-dhcp", "quiet-dhcp6", "quiet-ra",
+])  # fmt: skip
 #: Options that other keys say: netmask, broadcast, name servers, domain, MTU, lease.
 _SAID = {"1": "subnets", "netmask": "subnets", "28": "subnets", "broadcast": "subnets",
-         "15": "domain", "domain-name": "domain", "26": "mtu", "mtu": "mtu", "51": "lease", "lease-time": "lease"}  # fmt: skip
+         "15": "domain", "domain-name": "domain", "26": "mtu", "mtu": "mtu", "51": "lease",
+         "lease-time": "lease"}  # fmt: skip
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SHORTEST = 120
 
@@ -89,7 +91,7 @@ def _range(value: str, nets: Sequence[Any], out: dict[str, Any], notes: list[str
     lease = words[-1] if len(words) > 1 else ""
     match = re.fullmatch(r"(\d+)([smhdw]?)", lease)
     # Of IPv6 the number before it is the prefix length.
-    if match and (":" not in str(ips[0]) or match[2] or int(match[1]) > 128):  # noqa: PLR2004 - bits
+    if match and (":" not in str(ips[0]) or match[2] or int(match[1]) > 128):
         seconds = int(match[1]) * _UNITS[match[2]]
         out["lease"] = max(seconds, _SHORTEST)
     elif lease == "infinite":

@@ -22,7 +22,7 @@ from overlay_agent.diff import diff, row_text
 from overlay_agent.document import Owner
 from overlay_agent.fields import json_name
 from overlay_agent.kinds import KINDS, Device
-from overlay_components import _found_dnsmasq, config, errors, tunnel
+from overlay_components import _found_dnsmasq, config
 from overlay_components.config import TUNNELS, load_config
 from overlay_components.errors import ConfigErrors, listed
 from overlay_components.plan import Plan, make_plan
@@ -38,7 +38,7 @@ _NICS = ("eth", "en", "wl", "bond", "team")
 #: Bridges of programs that make them themselves.
 _PROGRAMS = {"virbr": "libvirt's", "docker0": "Docker's"}
 _UNDERLAY_MTU = 1500
-_DISTURBING = ("mac", "bridge")
+_PAIR = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +182,7 @@ class _Importer:
     def _addresses(self) -> dict[str, str]:
         """Whose an address is; one that several have, such as Docker's gateway, is nobody's."""
         seen: dict[str, set[str]] = collections.defaultdict(set)
-        for name, host in self.hosts.items():
+        for name in self.hosts:
             for link in self.links[name].values():
                 for address in link["addresses"]:
                     seen[address.partition("/")[0]].add(name)
@@ -337,12 +337,13 @@ class _Importer:
         why = self._why_not(nodes, tunnels)
         if why:
             things = [f"{host} {name}" for host, name in nodes]
-            things += [f"{end.host} {end.name}" for one in tunnels for end in one.ends if (end.host, end.name) not in nodes]
+            devices = [(end.host, end.name) for one in tunnels for end in one.ends]
+            things += [f"{host} {name}" for host, name in devices if (host, name) not in nodes]
             self.notes.append(f"{', '.join(things)}: {why}; left out")
             return
         hosts = [host for host, _ in nodes]
         on_bridge = self.links[nodes[0][0]][nodes[0][1]]["kind"] == "bridge"
-        name = self._segment_name(nodes, tunnels)
+        name = self._segment_name(nodes)
         segment: dict[str, Any] = {}
         if set(hosts) != set(self.hosts):
             segment["hosts"] = hosts
@@ -362,7 +363,8 @@ class _Importer:
         devices = [(end.host, end.name) for one in tunnels for end in one.ends]
         devices += nodes if on_bridge and not attached else []
         owned = {self.links[host][device]["alias"] for host, device in devices}
-        stacks = sorted({alias[len("overlay:") :].rpartition("/")[0] for alias in owned if alias.startswith("overlay:")})
+        labels = (alias[len("overlay:") :].rpartition("/")[0] for alias in owned if alias.startswith("overlay:"))
+        stacks = sorted(set(labels))
         if stacks:
             self.notes.append(
                 f"segment {name}: belongs to stack {listed(stacks)} as it is; it is not adopted, only described"
@@ -388,10 +390,9 @@ class _Importer:
         if kinds == {False} and len(tunnels) != 1:
             return "several tunnels without a bridge; put them into one"
         names_ = {self._network(host, name) or name for host, name in nodes}
-        whose = {self._whose(host, name) if kinds == {True} else "" for host, name in nodes}
         if kinds == {True} and (len(names_) > 1 or len({bool(self._network(*node)) for node in nodes}) > 1):
             return "the bridge has another name on each host, and a segment's has one; give it one name"
-        if "Docker's" in whose:
+        if names_ & {"bridge", "docker0"}:
             return "containers on docker0 cannot choose their address; take a network of your own"
         edges = sum(len({end.host for end in one.ends}) - 1 for one in tunnels)
         if edges >= len(nodes) > 1:
@@ -402,19 +403,18 @@ class _Importer:
         for one in tunnels:
             different = {end.name for end in one.ends}
             if len(different) > 1:
-                return f"one tunnel has {len(different)} names, and a stack file gives it one (ifname); give it one name"
-            if one.kind != "vxlan" and len(one.ends) + len(one.peers) != 2:  # noqa: PLR2004 - a pair
+                return f"one tunnel has {len(different)} names, and a stack file gives it one; give it one name"
+            if one.kind != "vxlan" and len(one.ends) + len(one.peers) != _PAIR:
                 return "more than two ends send to one"
         return ""
 
-    def _segment_name(self, nodes: Sequence[tuple[str, str]], tunnels: Sequence[_Tunnel]) -> str:
+    def _segment_name(self, nodes: Sequence[tuple[str, str]]) -> str:
         host, node = nodes[0]
         base = self._network(host, node) or node.removeprefix("br-")
         if base in self.segments:
             base = f"{base}-{host}"
         while base in self.segments:
             base += "-2"
-        del tunnels
         return base
 
     def _attach(self, nodes: Sequence[tuple[str, str]], segment: dict[str, Any]) -> bool:
@@ -435,7 +435,8 @@ class _Importer:
         else:
             segment["bridge"] = {"attach": {"lxd" if owner else "bridge": node}}
             for host_, name in nodes:
-                self._note(host_, name, f"{self._whose(host_, name)}; it stays its owner's, and only tunnels are taken over")
+                whose = self._whose(host_, name)
+                self._note(host_, name, f"{whose}; it stays its owner's, and only tunnels are taken over")
         return True
 
     def _docker_containers(self, nodes: Sequence[tuple[str, str]], segment: dict[str, Any]) -> None:
@@ -473,7 +474,7 @@ class _Importer:
 
     def _bridge(self, name: str, nodes: Sequence[tuple[str, str]], segment: dict[str, Any]) -> None:
         specs = {host: fields.as_found(KINDS["bridge"].spec, self.links[host][node]["spec"]) for host, node in nodes}
-        options = self._options(f"segment {name}", "bridge", specs, [])
+        options = self._options(f"segment {name}", specs, [])
         own = nodes[0][1]
         if own != f"br-{name}":
             options = {"name": own, **options}
@@ -483,11 +484,10 @@ class _Importer:
             if self.links[host][node]["spec"].get("vlanFiltering"):
                 self._note(host, node, "which VLANs its ports have is in no stack file; they stay as they are")
 
-    def _options(self, what: str, kind: str, specs: Mapping[str, Any], leave_out: Sequence[str]) -> dict[str, Any]:
+    def _options(self, what: str, specs: Mapping[str, Any], leave_out: Sequence[str]) -> dict[str, Any]:
         """The attributes that are not as usual; of what differs between hosts the first's."""
         common = {f.name for f in dataclasses.fields(Device)}
         out: dict[str, Any] = {}
-        del kind
         first = next(iter(specs.values()))
         for field in dataclasses.fields(first):
             if field.name in common or field.name in leave_out:
@@ -523,7 +523,7 @@ class _Importer:
                          "local_port", "remote_port", "cookie", "peer_cookie"]  # fmt: skip
             out["topology"] = "pairs"
             out.update(self._numbers(one, ends))
-        options = self._options(what, one.kind, specs, leave_out)
+        options = self._options(what, specs, leave_out)
         # Of some the key's default is another one than the kernel's.
         model = TUNNELS[one.kind].options.model_fields
         defaults = {field.alias or key: field.default for key, field in model.items()}
@@ -531,13 +531,14 @@ class _Importer:
             if getattr(first, key) != defaults[key]:
                 options[key] = getattr(first, key)
         out.update(options)
-        if set(ends) != set(hosts) or (one.kind != "vxlan" and len(hosts) > 2):  # noqa: PLR2004 - a pair
+        if set(ends) != set(hosts) or (one.kind != "vxlan" and len(hosts) > _PAIR):
             out["endpoints"] = ends
         out["ifname"] = one.ends[0].name
         for end in one.ends:
             for field in ("neigh_suppress", "port_learning"):
                 if getattr(end.spec, field) != (field == "port_learning"):
-                    self._note(end.host, end.name, f"{json_name(field)} is in no stack file; adopting it sets the usual")
+                    what = json_name(field)
+                    self._note(end.host, end.name, f"{what} is in no stack file; adopting it sets the usual")
         return out
 
     def _numbers(self, one: _Tunnel, ends: Sequence[str]) -> dict[str, Any]:
@@ -593,11 +594,8 @@ class _Importer:
             self.notes += [f"{host} {node}: {note}" for note in notes]
 
     def _masquerades(self, host: str, subnets: Iterable[str]) -> list[str]:
-        return [
-            rule
-            for rule in self.hosts[host].survey["nat"]
-            if rule.startswith("-A POSTROUTING") and "-j MASQUERADE" in rule and any(f"-s {s} " in rule for s in subnets)
-        ]
+        rules = [rule for rule in self.hosts[host].survey["nat"] if "-j MASQUERADE" in rule]
+        return [r for r in rules if r.startswith("-A POSTROUTING") and any(f"-s {net} " in r for net in subnets)]
 
     def _nat_notes(self, nodes: Sequence[tuple[str, str]], segment: dict[str, Any]) -> None:
         if (segment.get("bridge") or {}) != "none" and "attach" in (segment.get("bridge") or {}):
@@ -677,5 +675,3 @@ def _inside(word: str, nets: Iterable[Any]) -> bool:
         return False
     return any(address in net for net in nets)
 
-
-__all__ = ["Host", "Imported", "errors", "imported", "tunnel"]

@@ -29,7 +29,8 @@ sys.argv = ["overlay-agent", "survey"]
 runpy.run_path("/proc/self/fd/%d" % file, run_name="__main__")
 """
 _NO_PYTHON = 127
-_SEVERAL = 2
+#: [user@]host[:port], where an IPv6 address with a port stands in brackets.
+_HOST = r"(?:([^@\s]+)@)?(?:\[([0-9A-Fa-f:.]+)\]|([^@\s\[\]:]+)|([0-9A-Fa-f:]+))(?::(\d{1,5}))?"
 
 
 def import_(
@@ -40,7 +41,9 @@ def import_(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Where to write; default: standard output.", show_default=False),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where to write; default: standard output.", show_default=False
+        ),
     ] = None,
     json: AsJson = False,
 ) -> None:
@@ -74,8 +77,9 @@ def import_(
         return
     output.write_text(found.text(hosts), encoding="utf-8")
     warn(found.notes)
-    segments = len(found.raw["segments"])
-    typer.echo(f"{output}: written, {len(surveys)} host{_s(surveys)} and {segments} segment{'' if segments == 1 else 's'}")
+    segments = found.raw["segments"]
+    counted = f"{len(surveys)} host{_s(surveys)} and {len(segments)} segment{_s(segments)}"
+    typer.echo(f"{output}: written, {counted}")
 
 
 def _s(rows: Any) -> str:
@@ -99,9 +103,9 @@ def _wanted(hosts: list[str]) -> dict[str, ResolvedHost]:
     out: dict[str, ResolvedHost] = {}
     wrong = []
     for text in hosts:
-        match = re.fullmatch(r"(?:([^@\s]+)@)?(?:\[([0-9A-Fa-f:.]+)\]|([^@\s\[\]:]+)|([0-9A-Fa-f:]+))(?::(\d{1,5}))?", text)
+        match = re.fullmatch(_HOST, text)
         address = next((part for part in match.groups()[1:4] if part), "") if match else ""
-        if not match or (match[4] and match[5]):
+        if not match:
             wrong.append(f"{text}: is not a host; write user@host, user@host:port or user@[address]:port")
         elif text in out:
             wrong.append(f"{text}: stands twice; name each host once")
