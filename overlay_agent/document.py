@@ -51,8 +51,8 @@ class Document:
 
     `machine` is the machine-id of the host that the name stood for so far, or None at first.
     `force` lets a removal go on although others use what is removed. `stopped`: since when it is on purpose not true
-    (UTC, as RFC 3339 has it); the program never says so, `overlay-agent stop` does. `adopt`: devices that are taken over
-    where somebody else made them.
+    (UTC, as RFC 3339 has it); the program never says so, `overlay-agent stop` does. `adopt`: devices that are
+    taken over where somebody else made them.
     """
 
     owner: Owner

@@ -7,6 +7,7 @@ Secret values are not read: of a cookie it is only told that there is one.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,7 +27,7 @@ _LXD = {
     "lxd": ("/var/snap/lxd/common/lxd/networks", "/var/lib/lxd/networks"),
     "incus": ("/var/lib/incus/networks",),
 }
-#: dnsmasq's short options that are of use here (dnsmasq(8)), and those of all that take a value.
+#: dnsmasq's short options that are of use here (dnsmasq(8)), and which of them take no value.
 _SHORT = {
     "C": "conf-file", "7": "conf-dir", "i": "interface", "I": "except-interface", "F": "dhcp-range", "G": "dhcp-host",
     "O": "dhcp-option", "a": "listen-address", "X": "dhcp-lease-max", "s": "domain", "S": "server", "x": "pid-file",
@@ -36,6 +37,8 @@ _SHORT = {
 }  # fmt: skip
 _FLAGS = "ozkRhEqdK"
 _CONFIG = "/etc/dnsmasq.conf"
+_NAT = re.compile(r" -j (MASQUERADE|SNAT|DNAT)\b")
+_NFT = re.compile(r" (masquerade|[sd]nat (ip6? )?to) ?")
 #: So deep may files name files.
 _DEPTH = 5
 
@@ -140,12 +143,11 @@ def _words(words: list[str]) -> Iterator[tuple[str, str]]:
             takes = not equals and left and not left[0].startswith("-")
             yield name, left.pop(0) if takes else value
         elif word.startswith("-") and len(word) > 1:
-            letter, value = word[1], word[2:]
-            if letter not in _FLAGS and not value and left and not left[0].startswith("-"):
-                value = left.pop(0)
-            yield _SHORT.get(letter, letter), value
-            for flag in value if letter in _FLAGS else "":
-                yield _SHORT.get(flag, flag), ""
+            flags = word[1:] if word[1] in _FLAGS else ""
+            yield from ((_SHORT.get(flag, flag), "") for flag in flags)
+            if not flags:
+                takes = not word[2:] and left and not left[0].startswith("-")
+                yield _SHORT.get(word[1], word[1]), left.pop(0) if takes else word[2:]
 
 
 def _whole(root: str, options: list[tuple[str, str]], depth: int) -> Iterator[tuple[str, str]]:
@@ -188,11 +190,22 @@ def _lines(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _nat() -> list[str]:
-    """The rules of iptables that translate addresses. Of its tables only those that are there are listed."""
+    """The rules that translate addresses, each as a person would see it listed."""
+    # Only of tables that are there: iptables-save -t would make one.
+    rules = [line for line in _listed("iptables-save") if line.startswith("-A ") and _NAT.search(line)]
+    out = [f"iptables -t nat {rule}" for rule in rules]
+    table = ""
+    for line in _listed("nft", "-s", "list", "ruleset"):
+        table = line if line.startswith("table ") else table
+        if _NFT.search(line) and table.split()[1:3] not in (["ip", "nat"], ["ip6", "nat"]):  # iptables' own
+            out.append(f"nft {' '.join(table.split()[:3])} {line.strip()}")
+    return out
+
+
+def _listed(*words: str) -> list[str]:
     with suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run(["iptables-save"], capture_output=True, text=True, check=False, timeout=10)
-        jumps = ("-j MASQUERADE", "-j SNAT", "-j DNAT")
-        return [line for line in done.stdout.splitlines() if line.startswith("-A ") and any(j in line for j in jumps)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10)
+        return done.stdout.splitlines()
     return []
 
 

@@ -127,7 +127,7 @@ class ResolvedHost:
     underlay_address: str
     underlay_local: str
     underlay_device: str | None
-    self_heal: bool
+    self_heal: bool = False
 
 
 # -- segments --------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import ipaddress
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -594,8 +595,9 @@ class _Importer:
             self.notes += [f"{host} {node}: {note}" for note in notes]
 
     def _masquerades(self, host: str, subnets: Iterable[str]) -> list[str]:
-        rules = [rule for rule in self.hosts[host].survey["nat"] if "-j MASQUERADE" in rule]
-        return [r for r in rules if r.startswith("-A POSTROUTING") and any(f"-s {net} " in r for net in subnets)]
+        words = [f" {word} {net} " for net in subnets for word in ("-s", "saddr")]
+        rules = [rule for rule in self.hosts[host].survey["nat"] if "masquerade" in rule.lower()]
+        return [rule for rule in rules if any(word in rule for word in words)]
 
     def _nat_notes(self, nodes: Sequence[tuple[str, str]], segment: dict[str, Any]) -> None:
         if (segment.get("bridge") or {}) != "none" and "attach" in (segment.get("bridge") or {}):
@@ -604,6 +606,8 @@ class _Importer:
         for host, node in nodes:
             ours = self._masquerades(host, segment.get("subnets", ()))
             for rule in self.hosts[host].survey["nat"]:
+                if re.match(r"nft table \S+ overlay", rule):
+                    continue  # a stack's own
                 about = rule in ours or any(_inside(word, nets) for word in rule.split())
                 if not about:
                     continue
@@ -611,7 +615,7 @@ class _Importer:
                 way = "dhcp.masquerade does it from now on, and the rule may go" if taken else (
                     "it is not in the stack file and stays; dhcp.masquerade, forwards or publicAddresses say such"
                 )  # fmt: skip
-                self._note(host, node, f"iptables -t nat {rule}: {way}")
+                self._note(host, node, f"{rule}: {way}")
 
     def _rest(self) -> None:
         """What else there is and no stack file makes of itself."""

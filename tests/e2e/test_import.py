@@ -206,8 +206,7 @@ def test_round_trip_of_our_own(labs, tmp_path, home):
 
 def served(document):
     """The services by what they are; their names come from the segments'."""
-    rows = ({key: v for key, v in spec.items() if key != "domain"} for spec in document.get("services", {}).values())
-    return sorted(json.dumps(row, sort_keys=True) for row in rows)
+    return sorted(json.dumps(spec, sort_keys=True) for spec in document.get("services", {}).values())
 
 
 def test_a_host_key_is_never_taken_blindly(labs, tmp_path, home):
@@ -219,3 +218,49 @@ def test_a_host_key_is_never_taken_blindly(labs, tmp_path, home):
         assert "ssh-keyscan" in err, err
     finally:
         labs.known_hosts.write_text(known)
+
+
+def test_tunnels_in_a_docker_network(labs, tmp_path, home):
+    """Article 003, with the MTU that its tunnel carries."""
+    stack = Stack(labs, tmp_path / "stack", "doc-003-attach", home, name="attached")
+    there = {"h1": "198.18.0.12", "h2": "198.18.0.11"}
+    for number, host in enumerate(labs.hosts, 11):
+        labs.start_docker(host)
+        labs.run(
+            host,
+            f"""set -ex
+docker network create --subnet 172.18.0.0/16 --opt com.docker.network.driver.mtu=1450 vxlan-net
+docker run -d --name c{number} --net vxlan-net --ip 172.18.0.{number} busybox
+ip link add vxlan-demo type vxlan id 100 remote {there[host]} dstport 4789 dev eth0
+ip link set vxlan-demo up
+ip link set vxlan-demo master br-$(docker network inspect --format '{{{{printf "%.12s" .Id}}}}' vxlan-net)
+ip netns attach c{number} $(docker inspect --format '{{{{.State.Pid}}}}' c{number})
+""",
+        )
+    stack.remember()
+    before = {host: {n: (x["ifindex"], x["address"]) for n, x in labs.links(host).items()} for host in labs.hosts}
+    file = stack.directory / "stacks" / "Pulumi.attached.yaml"
+    file.unlink()
+    _, err = run(stack, "import", "root@198.18.0.11", "root@198.18.0.12", "-o", file)
+    adopted(stack, file)
+    containers = stack.segments["vxlan-net"].pop("containers")
+    assert {name: (row["host"], row["address"]) for name, row in containers.items()} == {
+        "c11": ("h1", "172.18.0.11"), "c12": ("h2", "172.18.0.12")
+    }  # fmt: skip
+    assert stack.segments == {
+        "vxlan-net": {
+            "bridge": {"attach": {"docker": "vxlan-net"}}, "subnets": ["172.18.0.0/16"], "adopt": True,
+            "tunnels": {"vxlan": {"kind": "vxlan", "vni": 100, "ifname": "vxlan-demo"}},
+        }
+    }  # fmt: skip
+    assert "h1 docker0: the bridge of Docker's network bridge and no tunnel's; left out" in err
+    stack.segments["vxlan-net"]["containers"] = containers
+    with no_ping_lost(labs, ("h1", ["ip", "netns", "exec", "c11"], "172.18.0.12")):
+        stack.up().ok()
+    found = {host: {n: (x["ifindex"], x["address"]) for n, x in labs.links(host).items()} for host in labs.hosts}
+    assert found == before
+    stack.healthy()
+    stack.noop()
+    stack.destroy().ok()
+    assert "vxlan-demo" not in labs.links("h1")
+    assert labs.ping("h1", "172.18.0.1", container="c11", wait=3), "Docker's own stays"

@@ -309,3 +309,22 @@ def test_a_thousand_hosts_are_planned_in_seconds():
     print(f"1,000 hosts, one mesh: planned in {took:.2f} s")
     assert len(plan.documents["h0"]["devices"]["vx-app"]["peers"]) == 999
     assert took < 10
+
+
+def test_what_is_taken_over():
+    """What the host or the segment says, and MAC addresses that were said."""
+    mac = "52:54:00:12:34:56"
+    raw = {
+        "hosts": {"a": {"address": "192.0.2.11", "adopt": True, "macs": {"br-app": mac}}, "b": {"address": "192.0.2.12"}},
+        "segments": {"app": {"tunnels": {"t": {"kind": "vxlan", "vni": 42}}}, "db": {"hosts": ["b"], "adopt": True}},
+    }
+    plan = plan_of(raw)
+    found = {host: set(one.get("adopt", ())) for host, one in plan.documents.items()}
+    assert found == {"a": {"br-app", "vx-app"}, "b": {"br-db"}}
+    derived = names.mac(OWNER.label, "b", "br-app")
+    assert (plan.devices["a"]["br-app"].mac, plan.devices["b"]["br-app"].mac) == (mac, derived)
+    assert document.load(document.dump(plan.documents["a"])).adopt == {"br-app", "vx-app"}
+    raw["hosts"]["a"]["macs"] = {"vx-ap": mac}
+    with pytest.raises(ConfigErrors) as caught:
+        plan_of(raw)
+    assert caught.value.errors == ["hosts.a.macs.vx-ap: unknown device 'vx-ap'; did you mean vx-app?"]
