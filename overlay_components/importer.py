@@ -163,7 +163,9 @@ class _Importer:
             self.raw["peers"] = {name: {"address": address} for address, name in self.peers.items()}
         self.raw["segments"] = self.segments
         self._fit()
-        return Imported(self.raw, list(dict.fromkeys(self.notes)))
+        # They are comments, and lines on a terminal; hosts say what they like.
+        notes = ("".join(c if c.isprintable() else "?" for c in note) for note in self.notes)
+        return Imported(self.raw, list(dict.fromkeys(notes)))
 
     def _note(self, host: str, what: str, sentence: str) -> None:
         self.notes.append(f"{host} {what}: {sentence}")
@@ -372,7 +374,7 @@ class _Importer:
             )
         elif devices:
             segment["adopt"] = True
-        if on_bridge and not (attached and self._network(*nodes[0])):
+        if on_bridge and not attached:
             for host, node in nodes:
                 self._dhcp(name, host, node, segment)
         self._nat_notes(nodes, segment)
@@ -396,10 +398,11 @@ class _Importer:
         if names_ & {"bridge", "docker0"}:
             return "containers on docker0 cannot choose their address; take a network of your own"
         edges = sum(len({end.host for end in one.ends}) - 1 for one in tunnels)
-        if edges >= len(nodes) > 1:
+        stp = all(self.links[host][name].get("spec", {}).get("stp") for host, name in nodes)
+        if edges >= len(nodes) > 1 and not stp:
             return (
-                "the tunnels form rings, which only packet filters keep from looping; one VXLAN mesh joins all of them "
-                "(topology: mesh): remove these devices, and write it"
+                "the tunnels form rings, and something else, such as ebtables, keeps them from looping; one VXLAN mesh "
+                "joins all of them (topology: mesh): remove these devices, and write it"
             )
         for one in tunnels:
             different = {end.name for end in one.ends}

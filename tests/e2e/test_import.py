@@ -34,12 +34,13 @@ ip link set vxlan1 up
 ip addr add {own}/24 dev vxlan1
 """
 #: Of article 000 and 004 what is on host 1 only.
-ROUTER = """
+MASQUERADE = "iptables -t nat -A POSTROUTING -s 10.0.4.0/24 ! -d 10.0.4.0/24 -j MASQUERADE"
+ROUTER = f"""
 ip addr add 10.0.4.1/24 dev superbr0
 dnsmasq --strict-order --bind-interfaces --pid-file=/run/dnsmasq-superbr0.pid --listen-address 10.0.4.1 \
   --dhcp-range 10.0.4.100,10.0.4.199 --dhcp-lease-max=253 --dhcp-no-override --interface=superbr0 \
   --dhcp-host=52:54:00:12:34:56,printer,10.0.4.50
-iptables -t nat -A POSTROUTING -s 10.0.4.0/24 ! -d 10.0.4.0/24 -j MASQUERADE
+{MASQUERADE}
 """
 OWN = {"h1": "10.0.0.106", "h2": "10.0.0.107"}
 DEVICES = ("superbr0", "vxlan0", "vxlan1")
@@ -120,8 +121,7 @@ def test_the_articles_commands(labs, tmp_path, home):
     assert picture(stack) == before
     said = err.replace("warning: ", "").splitlines()
     assert [line for line in said if "dnsmasq (pid" not in line] == [
-        "h1 superbr0: iptables -t nat -A POSTROUTING -s 10.0.4.0/24 ! -d 10.0.4.0/24 -j MASQUERADE: dhcp.masquerade "
-        "does it from now on, and the rule may go",
+        f"h1 superbr0: {MASQUERADE}: dhcp.masquerade does it from now on, and the rule may go",
         "h1 vxlan1: local 0.0.0.0 -> 198.18.0.11",
         "h2 vxlan1: local 0.0.0.0 -> 198.18.0.12",
     ]

@@ -6,6 +6,7 @@ import pytest
 from agent_support import bridge, document, vxlan
 
 MAC = "02:00:00:00:00:99"
+WAY = "write what it has, or change that on the host first"
 #: As in the source documents: defaults are the kernel's, not ours.
 BY_HAND = """
 ip link add vxlan0 type vxlan id 42 remote 198.18.0.12 local 198.18.0.11 dev u0
@@ -81,7 +82,8 @@ def test_the_bridge_is_its_own_from_then_on(host):
 def test_what_can_be_set_is_set(host):
     by_hand(host)
     before = identity(host)
-    done = host.apply(wanted(host, of_bridge={"stp": True}, of_vxlan={"peers": {"b": "198.18.0.12", "c": "198.18.0.13"}}))
+    peers = {"b": "198.18.0.12", "c": "198.18.0.13"}
+    done = host.apply(wanted(host, of_bridge={"stp": True}, of_vxlan={"peers": peers}))
     assert "superbr0: stp off -> on" in done.lines
     assert "vxlan0: + peer c 198.18.0.13" in done.lines
     assert identity(host) == before
@@ -91,14 +93,12 @@ def test_what_can_be_set_is_set(host):
 @pytest.mark.parametrize(
     ("of_vxlan", "error"),
     [
-        ({"vni": 43}, "vni 42 -> 43 would make it anew; write what it has, or change that on the host first (vni is 42)"),
-        ({"port": 4789}, "port 8472 -> 4789 would make it anew; "
-                         "write what it has, or change that on the host first (port is 8472)"),
-        ({"bridge": None}, "- bridge superbr0 would disturb what uses it; "
-                           "write what it has, or change that on the host first (bridge is superbr0)"),
+        ({"vni": 43}, f"vni 42 -> 43 would make it anew; {WAY} (vni is 42)"),
+        ({"port": 4789}, f"port 8472 -> 4789 would make it anew; {WAY} (port is 8472)"),
+        ({"bridge": None}, f"- bridge superbr0 would disturb what uses it; {WAY} (bridge is superbr0)"),
         ({"mac": MAC}, " would disturb what uses it; write overlay:hosts.a.macs: {vxlan0: "),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_set_is_named(host, of_vxlan, error):
     by_hand(host)
     before = host.state()
@@ -126,7 +126,7 @@ def test_others_are_not_taken_over(host):
 
 def test_a_failed_apply_gives_them_back(host):
     """Also at its last moment."""
-    by_hand(host)
+    by_hand(host, BY_HAND.replace("local 198.18.0.11 ", ""))
     host.run("ip link set vxlan0 alias my-own-words")
     before = host.state()
     document_ = wanted(host)

@@ -36,6 +36,10 @@ def vxlan(number, local, *remotes, **more):
     return link("vxlan", number, **{"local": local, "vni": 42, "peers": peers, **more})
 
 
+def gretap(number, local, remote, **more):
+    return link("gretap", number, **{"master": "br0", "local": local, "remote": remote, **more})
+
+
 def host(number, links, **more):
     """Host h<number> at 198.18.0.1<number>."""
     address = f"198.18.0.1{number}"
@@ -65,6 +69,11 @@ def dnsmasq(**options):
     return {"pid": 7, "words": ["dnsmasq"], "options": rows}
 
 
+STATIC = "02:aa:00:00:00:01 198.18.0.11"
+COOKIE = (
+    "h1 l2tpeth0: has a cookie, which is secret and not read: set it with pulumi config set --path --secret, "
+    "see docs/stack-file.md"
+)
 #: name -> (hosts, what `segments` and what else come out, the notes)
 CASES = {
     "one tunnel": (
@@ -103,8 +112,8 @@ CASES = {
     ),
     "gretap, with a ttl that is not ours": (
         pair(
-            {"br0": link("bridge", 1, mtu=1462), "testgre": link("gretap", 3, master="br0", local=A, remote=B, ttl=255)},
-            {"br0": link("bridge", 2, mtu=1462), "testgre": link("gretap", 4, master="br0", local=B, remote=A, ttl=255)},
+            {"br0": link("bridge", 1, mtu=1462), "testgre": gretap(3, A, B, ttl=255)},
+            {"br0": link("bridge", 2, mtu=1462), "testgre": gretap(4, B, A, ttl=255)},
         ),
         {
             "br0": {
@@ -143,10 +152,7 @@ CASES = {
                 },
             }
         },
-        [
-            "h1 l2tpeth0: has a cookie, which is secret and not read: set it with pulumi config set --path --secret, "
-            "see docs/stack-file.md"
-        ],
+        [COOKIE],
     ),
     "Docker's network": (
         pair(
@@ -171,7 +177,7 @@ CASES = {
             {"lxdbr0": link("bridge", 1), "vx0": vxlan(3, A, B, master="lxdbr0"), "br9": link("bridge", 5),
              "eth1": link("", 6, master="br9")},
             {"lxdbr0": link("bridge", 2), "vx0": vxlan(4, B, A, master="lxdbr0")},
-            lxd={"lxdbr0": "lxd"},
+            lxd={"lxdbr0": "lxd"}, dnsmasq=[dnsmasq(interface="lxdbr0", dhcp_range="10.0.0.2,10.0.0.9")],
         ),
         {
             "lxdbr0": {
@@ -188,7 +194,7 @@ CASES = {
     "what differs between the ends, and what would change": (
         pair(plain(1, B, ageing=10, addresses=["10.0.0.1/24", "10.9.9.9/32"]),
              {**plain(2, A, ageing=20), "vx0": vxlan(18, "0.0.0.0", A, master="br0", mtu=1500, portLearning=False,
-                                                      static=["02:aa:00:00:00:01 198.18.0.11"])}),
+                                                      static=[STATIC])}),
         {
             "br0": {
                 "subnets": ["10.0.0.0/24"], "addresses": {"h1": "10.0.0.1/24"},
@@ -197,7 +203,7 @@ CASES = {
             }
         },
         [
-            "h2 vx0: its forwarding entry 02:aa:00:00:00:01 198.18.0.11 is nobody's; it stays as long as the device does",
+            f"h2 vx0: its forwarding entry {STATIC} is nobody's; it stays as long as the device does",
             "h1 br0: 10.9.9.9/32 is in no subnet; left out, and so removed by adopting it",
             "segment br0: ageing differs (h1 10 and h2 20), and a stack file has one of it",
             "h2 vx0: portLearning is in no stack file; adopting it sets the usual",
@@ -205,6 +211,20 @@ CASES = {
             "h1 br0: - address 10.9.9.9/32",
             "h2 br0: ageing 20 -> 10",
         ],
+    ),
+    "a ring with spanning tree": (
+        pair({**plain(1, B, stp=True), "vx1": vxlan(5, A, B, vni=43, master="br0")},
+             {**plain(2, A, stp=True), "vx1": vxlan(6, B, A, vni=43, master="br0")}),
+        {
+            "br0": {
+                "bridge": {"name": "br0", "stp": True},
+                "tunnels": {
+                    "vxlan1": {"kind": "vxlan", "vni": 42, "ifname": "vx0"},
+                    "vxlan2": {"kind": "vxlan", "vni": 43, "ifname": "vx1"},
+                },
+            }
+        },
+        [],
     ),
     "smaller than it could be": (
         pair({"br0": link("bridge", 1, mtu=1400), "vx0": vxlan(3, A, B, master="br0", mtu=1400)},
@@ -240,10 +260,10 @@ CASES = {
         [
             "h1 br0: dnsmasq's address=/x/10.0.4.9 is in no stack file",
             "h1 br0: dnsmasq (pid 7: dnsmasq) serves it until now; end it before `pulumi up`, which starts its own",
-            "h1 br0: iptables -t nat -A POSTROUTING -s 10.0.4.0/24 ! -d 10.0.4.0/24 -j MASQUERADE: dhcp.masquerade does "
-            "it from now on, and the rule may go",
-            "h1 br0: iptables -t nat -A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 10.0.4.5:80: it is not in "
-            "the stack file and stays; dhcp.masquerade, forwards or publicAddresses say such",
+            ("h1 br0: iptables -t nat -A POSTROUTING -s 10.0.4.0/24 ! -d 10.0.4.0/24 -j MASQUERADE: dhcp.masquerade "
+            "does it from now on, and the rule may go"),
+            ("h1 br0: iptables -t nat -A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 10.0.4.5:80: it is not "
+            "in the stack file and stays; dhcp.masquerade, forwards or publicAddresses say such"),
         ],
     ),
     "a stack's own": (
@@ -261,7 +281,7 @@ CASES = {
     ),
     "bridges of others, and what has no kind here": (
         [host(1, {"virbr0": link("bridge", 1), "wg0": link("wireguard", 2), "gnv": link("geneve", 3),
-                  "gre0": link("gre", 4), "vx0": vxlan(5, A, external=True), "gt": link("gretap", 6, local=A, remote="")})],
+                  "gre0": link("gre", 4), "vx0": vxlan(5, A, external=True), "gt": gretap(6, A, "", master=None)})],
         {},
         [
             "h1 vx0: has settings that no stack file has (its ends come with each packet); left out",
@@ -278,19 +298,19 @@ LEFT_OUT = {
     "other bridge names": (
         pair({"br0": link("bridge", 1), "vx0": vxlan(3, A, B, master="br0")},
              {"br1": link("bridge", 2), "vx0": vxlan(4, B, A, master="br1")}),
-        "h1 br0, h2 br1, h1 vx0, h2 vx0: the bridge has another name on each host, and a segment's has one; "
-        "give it one name; left out",
+        ("h1 br0, h2 br1, h1 vx0, h2 vx0: the bridge has another name on each host, and a segment's has one; "
+        "give it one name; left out"),
     ),
     "other device names": (
         pair({"br0": link("bridge", 1), "vx0": vxlan(3, A, B, master="br0")},
              {"br0": link("bridge", 2), "vx1": vxlan(4, B, A, master="br0")}),
-        "h1 br0, h2 br0, h1 vx0, h2 vx1: one tunnel has 2 names, and a stack file gives it one; give it one name; "
-        "left out",
+        ("h1 br0, h2 br0, h1 vx0, h2 vx1: one tunnel has 2 names, and a stack file gives it one; give it one name; "
+        "left out"),
     ),
     "a bridge at one end": (
         pair({"br0": link("bridge", 1), "vx0": vxlan(3, A, B, master="br0")}, {"vx0": vxlan(4, B, A)}),
-        "h1 br0, h2 vx0, h1 vx0: some ends are ports of a bridge and some have addresses themselves; give all of them "
-        "a bridge; left out",
+        ("h1 br0, h2 vx0, h1 vx0: some ends are ports of a bridge and some have addresses themselves; give all of them "
+        "a bridge; left out"),
     ),
     "a ring, as vxlansetup.sh makes it": (
         [
@@ -301,9 +321,13 @@ LEFT_OUT = {
             host(3, {"vxbr0": link("bridge", 3), "vx13": vxlan(8, C, A, vni=13, master="vxbr0"),
                      "vx23": vxlan(9, C, B, vni=23, master="vxbr0")}),
         ],
-        "h1 vxbr0, h2 vxbr0, h3 vxbr0, h1 vx12, h2 vx12, h1 vx13, h3 vx13, h2 vx23, h3 vx23: the tunnels form rings, "
-        "which only packet filters keep from looping; one VXLAN mesh joins all of them (topology: mesh): remove these "
-        "devices, and write it; left out",
+        ("h1 vxbr0, h2 vxbr0, h3 vxbr0, h1 vx12, h2 vx12, h1 vx13, h3 vx13, h2 vx23, h3 vx23: the tunnels form rings, "
+        "and something else, such as ebtables, keeps them from looping; one VXLAN mesh joins all of them (topology: "
+        "mesh): remove these devices, and write it; left out"),
+    ),
+    "what a host says is one line": (
+        [host(1, {"docker0": link("bridge", 1), "v\n\x1b": vxlan(3, A, B, master="docker0")})],
+        "h1 docker0, h1 v??: containers on docker0 cannot choose their address; take a network of your own; left out",
     ),
     "docker0": (
         [host(1, {"docker0": link("bridge", 1), "vx0": vxlan(3, A, B, master="docker0")})],
@@ -312,9 +336,9 @@ LEFT_OUT = {
     "two bridges of one host": (
         pair({"br0": link("bridge", 1), "br1": link("bridge", 5), "vx0": vxlan(3, A, B, master="br0"),
               "vx1": vxlan(6, A, B, vni=43, master="br1")},
-             {"br0": link("bridge", 2), "vx0": vxlan(4, B, A, master="br0"), "vx1": vxlan(7, B, A, vni=43, master="br0")}),
-        "h1 br0, h2 br0, h1 br1, h1 vx0, h2 vx0, h1 vx1, h2 vx1: tunnels join two switches of h1 to one network; a "
-        "segment has one bridge on a host; left out",
+             {**plain(2, A), "vx1": vxlan(7, B, A, vni=43, master="br0")}),
+        ("h1 br0, h2 br0, h1 br1, h1 vx0, h2 vx0, h1 vx1, h2 vx1: tunnels join two switches of h1 to one network; a "
+        "segment has one bridge on a host; left out"),
     ),
 }  # fmt: skip
 
@@ -457,8 +481,8 @@ def test_wrong_words():
     done = CliRunner().invoke(cli.app, ["import", "a b", "root@198.18.0.11", "root@198.18.0.11"])
     assert (done.exit_code, done.stderr) == (
         1,
-        "a b: is not a host; write user@host, user@host:port or user@[address]:port\n"
-        "root@198.18.0.11: stands twice; name each host once\n",
+        ("a b: is not a host; write user@host, user@host:port or user@[address]:port\n"
+        "root@198.18.0.11: stands twice; name each host once\n"),
     )
 
 

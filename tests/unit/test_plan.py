@@ -315,7 +315,10 @@ def test_what_is_taken_over():
     """What the host or the segment says, and MAC addresses that were said."""
     mac = "52:54:00:12:34:56"
     raw = {
-        "hosts": {"a": {"address": "192.0.2.11", "adopt": True, "macs": {"br-app": mac}}, "b": {"address": "192.0.2.12"}},
+        "hosts": {
+            "a": {"address": "192.0.2.11", "adopt": True, "macs": {"br-app": mac}},
+            "b": {"address": "192.0.2.12"},
+        },
         "segments": {"app": {"tunnels": {"t": {"kind": "vxlan", "vni": 42}}}, "db": {"hosts": ["b"], "adopt": True}},
     }
     plan = plan_of(raw)

@@ -8,8 +8,8 @@ from overlay_agent import survey
 
 WORDS = [
     (
-        "--strict-order --pid-file=/run/x.pid --listen-address 10.0.4.1 --dhcp-range 10.0.4.2,10.0.4.9 --dhcp-no-override",
-        [("strict-order", ""), ("pid-file", "/run/x.pid"), ("listen-address", "10.0.4.1"),
+        "--strict-order --pid-file=/x.pid --listen-address 10.0.4.1 --dhcp-range 10.0.4.2,10.0.4.9 --dhcp-no-override",
+        [("strict-order", ""), ("pid-file", "/x.pid"), ("listen-address", "10.0.4.1"),
          ("dhcp-range", "10.0.4.2,10.0.4.9"), ("dhcp-no-override", "")],
     ),
     ("-C /etc/x.conf -ibr0 -F10.0.4.2,10.0.4.9", [("conf-file", "/etc/x.conf"), ("interface", "br0"),
