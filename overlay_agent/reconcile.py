@@ -203,7 +203,7 @@ def _adopts(wanted: Document, link: Link, *, asked: bool = True) -> bool:
 
 def adopted(wanted: Document, kernel: Kernel, stored: Raw | None) -> frozenset[str]:
     """The devices that somebody else made, and that the document takes over."""
-    links = (kernel.links[name] for name in wanted.adopt & kernel.links.keys())
+    links = (kernel.links[name] for name in wanted.adopt & wanted.devices.keys() & kernel.links.keys())
     return frozenset(link.name for link in links if _adopts(wanted, link)) - ours(kernel, wanted.owner, stored)
 
 

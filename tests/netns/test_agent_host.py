@@ -28,7 +28,7 @@ def test_a_foreign_device_of_that_name(host):
     refused(
         host, usual(),
         "a br-app: a device of that name (bridge) is there and is not ours; give ours another name (ifname, or "
-        "bridge.name), or remove that one: ip link delete br-app",
+        "bridge.name), or remove that one: ip link delete br-app; adopt: true takes it over",
     )  # fmt: skip
     host.run("ip link delete br-app")
     host.apply(usual())

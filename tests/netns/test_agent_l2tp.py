@@ -175,7 +175,7 @@ def test_what_others_have_is_refused(host):
         "a t6: mtu 1460 needs an underlay of 1514, but u0 has 1500; set hosts.a.mtu: 1500",
         "a t6: tunnel id 1006 is t7's, too; give each its own (tunnelIds)",
         "a t6: UDP port 6006 of 198.18.0.11 is t7's, too; give each its own (ports)",
-        f"a theirs: {named_so}, or remove that one: ip l2tp del tunnel tunnel_id 7",
+        f"a theirs: {named_so}, or remove that one: ip l2tp del tunnel tunnel_id 7; adopt: true takes it over",
         "nothing was changed",
     ]
     assert tunnels(host) == before
