@@ -76,7 +76,7 @@ class World:
     def __init__(self):
         self.said, self.heard, self.imported = {}, [], None
 
-    def pulumi(self, _stack, *words, input_=None):
+    def pulumi(self, _folder, _stack, *words, input_=""):
         if words == ("import",):
             self.imported = json.loads(input_)
         return json.dumps(self.state)

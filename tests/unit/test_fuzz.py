@@ -129,7 +129,7 @@ def spoil(rng, raw, words, others):  # noqa: C901, PLR0912 - a list of mistakes
             put = rng.choice(("", "\n", '"', "%", " ", "é", "\x00", value[at] * 2, "\u0663"))
             holder[key] = value[:at] + put + value[at + 1 :]
         elif way == 7 and type(value) is int:
-            holder[key] = rng.choice((-value, value + 1, value * 10**9, float(value), str(value)))
+            holder[key] = rng.choice((-value, value + 1, value * 10**9, value % 2**60 / 2, str(value)))
         elif way in (10, 11, 12):  # right elsewhere, of the same stack or of another: for the planner
             alike = [
                 there[which]

@@ -224,7 +224,10 @@ def test_what_is_another_thing_altogether_is_an_error(key):
         ({"schema": "1"}, "document.schema: '1'; this agent reads 1 to 1: run `pulumi up`, which updates it"),
         (
             {"run": "id"},
-            "document.run: unknown field; known are schema, owner, host, machine, force, devices, services",
+            (
+                "document.run: unknown field; known are schema, owner, host, machine, force, stopped, adopt, devices, "
+                "services"
+            ),
         ),
     ],
 )
