@@ -23,18 +23,21 @@ from overlay_components.tunnel import MESH
 _SECRET_FILE = re.compile(r"\$\(od [^)]*\)")
 
 
-def lines(raw: Mapping[str, Any], owner: Owner, name: str, lock: Lock) -> list[str]:
-    """The commands, with comments, for that host or peer. Raises ConfigErrors."""
+def lines(raw: Mapping[str, Any], owner: Owner, name: str | None, lock: Lock) -> dict[str, list[str]]:
+    """The commands, with comments, for that host or peer, or for every host. Raises ConfigErrors."""
     checked = config.load_config(raw)
     made = plan.make_plan(checked, owner, lock, Secrets(unknown=NO_DIGITS))
-    if name in made.documents:
-        wanted = _wanted(made, name)
-        head = [f"# {owner.label} on {name}, by hand; `pulumi up` does it, and can undo it"]
-        return [*head, *map(_without_digits, _commands(wanted, marked=True))]
-    if name not in checked.peers:
+    if name is not None and name in checked.peers:
+        return {name: _peer(raw, owner, name, made, lock)}
+    if name is not None and name not in made.documents:
         known = errors.instead(name, [*checked.hosts, *checked.peers])
         raise ConfigErrors([f"HOST: unknown host {name!r}; {known}"])
-    return _peer(raw, owner, name, made, lock)
+    return {host: _host(made, owner, host) for host in ([name] if name else made.documents)}
+
+
+def _host(made: Plan, owner: Owner, name: str) -> list[str]:
+    head = f"# {owner.label} on {name}, by hand; `pulumi up` does it, and can undo it"
+    return [head, *map(_without_digits, _commands(_wanted(made, name), marked=True))]
 
 
 def _wanted(made: Plan, name: str) -> Document:

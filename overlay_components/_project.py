@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from overlay_components.lock import Lock
 from overlay_components.plan import Plan
 
 _DEFAULT_PROJECT = "overlay"
+#: s, for Pulumi to say which stack is selected.
+_PATIENCE = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,7 @@ def find(file: Path | None, name: str | None) -> Stack:
             raise ConfigErrors(
                 [f"{Path.cwd()}: no Pulumi.yaml here or above; name a stack file, or write one: overlay init"]
             )
-        file = _file(project.parent / str(settings.get("stackConfigDir") or "."), name)
+        file = _file(project.parent / str(settings.get("stackConfigDir") or "."), name, project.parent)
     elif project is None:
         notes = (f"{file}: no Pulumi.yaml beside it or above; MAC addresses are those of a project named overlay",)
     raw = config.read_stack_file(file)
@@ -85,8 +89,38 @@ def lock_of_program(root: str | None, stack: str) -> Lock:
     return lock.load(lock.path_of(folder / str(settings.get("stackConfigDir") or "."), stack))
 
 
-def _file(folder: Path, name: str | None) -> Path:
-    files = {stack_name(path): path for path in sorted(folder.glob("Pulumi.*.yaml"))}
+def names() -> list[str]:
+    """The stacks that the project here has a file of."""
+    folder = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / "Pulumi.yaml").is_file()), None)
+    try:
+        settings = _settings(folder / "Pulumi.yaml") if folder else {}
+    except ConfigErrors:
+        return []
+    return list(_files(folder / str(settings.get("stackConfigDir") or "."))) if folder else []
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {stack_name(path): path for path in sorted(folder.glob("Pulumi.*.yaml"))}
+
+
+def _selected(project: Path) -> str:
+    """The stack that PULUMI_STACK or `pulumi stack select` chose; nothing where Pulumi cannot say."""
+    words = ["pulumi", "stack", "--show-name", "--non-interactive"]
+    if chosen := os.environ.get("PULUMI_STACK"):
+        return chosen.rpartition("/")[2]
+    try:
+        done = subprocess.run(
+            words, cwd=project, capture_output=True, text=True, check=False, timeout=_PATIENCE, stdin=subprocess.DEVNULL
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip().rpartition("/")[2] if done.returncode == 0 else ""
+
+
+def _file(folder: Path, name: str | None, project: Path) -> Path:
+    files = _files(folder)
+    if name is None and len(files) > 1:
+        name = _selected(project) or None
     if name is not None:
         if name not in files:
             raise ConfigErrors([f"--stack: unknown stack {name!r} in {folder}; {errors.instead(name, files)}"])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from overlay_components import commands
-from overlay_components.commands.common import USAGE, StackFile, StackName, find, show, told, warn
+from overlay_components.commands.common import USAGE, AsJson, StackFile, StackName, find, say, show, told, warn
 
 # ruff: noqa: PLC0415 - see above
 
@@ -27,12 +27,12 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 the input is wrong (every error is told, one a line); 2 what is there differs from "
     "what was declared; 3 a host was not reached; 64 wrong usage.",
     no_args_is_help=True,
-    add_completion=False,
     # Plain text: the same on every terminal, so that the documentation can show it.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
 
 @app.command()
 def init(
@@ -46,6 +46,7 @@ def init(
     subnet: Annotated[str, typer.Option(metavar="SUBNET", help="The containers' subnet.")] = "10.10.0.0/24",
     vni: Annotated[int, typer.Option(metavar="NUMBER", help="The VXLAN's number.")] = 42,
     stack: Annotated[str, typer.Option("--stack", "-s", metavar="NAME", help="The first stack.")] = "dev",
+    json: AsJson = False,
 ) -> None:
     """Write a Pulumi project with a first stack; overwrites nothing.
 
@@ -58,15 +59,16 @@ def init(
         hosts = _init.hosts_of(host) if host else _ask(example)
         wanted = _init.files(_version(), stack, hosts, subnet, vni)
         _init.write(folder, wanted)
-    typer.echo(f"Written to {folder.resolve()}: {', '.join(wanted)}")
     step = f"cd {folder} && " if folder.resolve() != Path.cwd() else ""
-    if hosts == example:
-        typer.echo(f"First put your servers' addresses into stacks/Pulumi.{stack}.yaml. Then:")
-    else:
-        typer.echo("Next:")
-    typer.echo(f"  {step}pulumi login --local      # or where your team keeps its state")
-    typer.echo(f"  pulumi stack init {stack}")
-    typer.echo("  pulumi up                   # shows what would change, and asks")
+    first = f"First put your servers' addresses into stacks/Pulumi.{stack}.yaml. Then:" if hosts == example else "Next:"
+    lines = [
+        f"Written to {folder.resolve()}: {', '.join(wanted)}",
+        first,
+        f"  {step}pulumi login --local      # or where your team keeps its state",
+        f"  pulumi stack init {stack}",
+        "  pulumi up                   # shows what would change, and asks",
+    ]
+    say(lines, {"folder": str(folder.resolve()), "files": list(wanted), "hosts": hosts}, json=json)
 
 
 @app.command()
@@ -114,19 +116,24 @@ def plan(
 @app.command()
 def explain(
     host: Annotated[
-        str, typer.Argument(metavar="HOST", help="A host of the stack, or a peer that it does not manage.")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="HOST",
+            help="A host of the stack, or a peer that it does not manage; default: all its hosts.",
+            show_default=False,
+        ),
+    ] = None,
     file: StackFile = None,
     stack: StackName = None,
+    json: AsJson = False,
 ) -> None:
-    """Print what one would type on a host to do it by hand."""
+    """Print what one would type on a host to do it by hand; touches none."""
     with told():
         from overlay_components import _explain
 
         found = find(file, stack)
-        lines = _explain.lines(found.raw, found.owner, host, found.lock())
-    for line in lines:
-        typer.echo(line)
+        commands_ = _explain.lines(found.raw, found.owner, host, found.lock())
+    say([line for lines in commands_.values() for line in lines], commands_, json=json)
 
 
 @app.command()
@@ -143,6 +150,7 @@ def snippet(
             show_default=False,
         ),
     ] = None,
+    json: AsJson = False,
 ) -> None:
     """Print what to paste to plug a container in.
 
@@ -152,9 +160,8 @@ def snippet(
         from overlay_components import snippets
 
         made = find(file, stack).plan()
-        lines = snippets.chosen(made.containers, made.segments, container, form)
-    for line in lines:
-        typer.echo(line)
+        lines = list(snippets.chosen(made.containers, made.segments, container, form))
+    say(lines, {"container": container, "text": "\n".join(lines)}, json=json)
 
 
 @app.command()
@@ -162,6 +169,7 @@ def lock(
     file: StackFile = None,
     stack: StackName = None,
     prune: Annotated[bool, typer.Option("--prune", help="Drop what no container needs any more.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Choose addresses for containers that have none, and keep them in the stack's lock file.
 
@@ -176,23 +184,22 @@ def lock(
         if before != after:
             lock_.write(found.lock_file, after)
     lines = list(lock_.changes(before, after))
-    for line in lines:
-        typer.echo(line)
-    typer.echo(f"{found.lock_file}: {'written; commit it' if lines else 'nothing to change'}")
+    end = f"{found.lock_file}: {'written; commit it' if lines else 'nothing to change'}"
+    say([*lines, end], {"file": str(found.lock_file), "changes": lines, "addresses": after}, json=json)
 
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of stack files, for editors."""
+    """Print the JSON Schema of stack files, for editors. It is JSON itself."""
     from overlay_components import config
 
     typer.echo(config.schema_text(), nl=False)
 
 
 @app.command()
-def version() -> None:
+def version(json: AsJson = False) -> None:
     """Print the version."""
-    typer.echo(f"overlay-networks {_version()}")
+    say([f"overlay-networks {_version()}"], {"version": _version()}, json=json)
 
 
 # UsageError, which typer does not export.

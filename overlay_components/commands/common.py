@@ -27,11 +27,35 @@ StackFile = Annotated[
     Path | None,
     typer.Argument(metavar="FILE", help="The stack file; default: the project's only one.", show_default=False),
 ]
+
+
+def _stacks() -> list[str]:
+    """For the shell's completion."""
+    from overlay_components import _project
+
+    return _project.names()
+
+
+def _hosts(context: typer.Context) -> list[str]:
+    """The same of hosts."""
+    from overlay_components import _project
+    from overlay_components.errors import ConfigErrors
+
+    try:
+        return sorted(_project.find(None, context.params.get("stack")).raw.get("hosts") or {})
+    except ConfigErrors:
+        return []
+
+
 StackName = Annotated[
-    str | None, typer.Option("--stack", "-s", metavar="NAME", help="The stack, by name.", show_default=False)
+    str | None,
+    typer.Option(
+        "--stack", "-s", metavar="NAME", help="The stack, by name.", show_default=False, autocompletion=_stacks
+    ),
 ]
 HostNames = Annotated[
-    list[str] | None, typer.Argument(metavar="HOST", help="Only these hosts; default: all.", show_default=False)
+    list[str] | None,
+    typer.Argument(metavar="HOST", help="Only these hosts; default: all.", show_default=False, autocompletion=_hosts),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="The same as JSON.")]
 
@@ -100,6 +124,17 @@ def write(path: Path, content: str | bytes) -> None:
             path.write_bytes(content.encode() if isinstance(content, str) else content)
         except OSError as error:
             raise ConfigErrors([f"{path}: cannot be written ({error.strerror}); name another file"]) from None
+
+
+def say(lines: Iterable[str], data: Any, *, json: bool) -> None:
+    """Prints the lines, or the same as JSON."""
+    if json:
+        import json as json_
+
+        typer.echo(json_.dumps(data, indent=2))
+        return
+    for line in lines:
+        typer.echo(line)
 
 
 def warn(sentences: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ from overlay_components.commands.common import (
     find,
     fleet,
     told,
+    warn,
 )
 
 # ruff: noqa: PLC0415 - see common.py
@@ -34,13 +35,13 @@ def drift(hosts: HostNames = None, stack: StackName = None, json: AsJson = False
         found = find(None, stack)
         wanted = state.documents(found)
         known = config.load_config(found.raw).resolved_hosts()
-        names = chosen({host: wanted[host] for host in known if host in wanted}, hosts)
+        names = chosen(known, hosts)
+    warn(f"{host}: nothing was applied to it yet; run `pulumi up`" for host in names if host not in wanted)
     with fleet(known) as made:
-        answers, problems = ask(made, {host: Request("check -", dump(wanted[host])) for host in names})
+        requests = {host: Request("check -", dump(wanted[host])) for host in names if host in wanted}
+        answers, problems = ask(made, requests)
     drifted = {host: answer.report["drift"] for host, answer in answers.items() if answer.report["drift"]}
-    stopped = {
-        host: since for host, answer in answers.items() for since in answer.report.get("stopped", {}).values()
-    }
+    stopped = {host: since for host, answer in answers.items() for since in answer.report.get("stopped", {}).values()}
     if json:
         import json as json_
 

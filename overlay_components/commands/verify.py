@@ -56,7 +56,7 @@ def verify(
     with told():
         import secrets
 
-        from overlay_components import config
+        from overlay_components import config, forgotten
         from overlay_components.errors import ConfigErrors, instead
         from overlay_components.live import Request
         from overlay_components.verify import Verification
@@ -73,6 +73,7 @@ def verify(
         if wrong:
             raise ConfigErrors(wrong)
         run.only(list(dict.fromkeys(segments or made.segments)))
+        gone = forgotten.load(found, checked.hosts)
     warn(made.warnings)
     ready: dict[str, Any] = {}
 
@@ -82,9 +83,11 @@ def verify(
 
     import json as json_
 
-    with fleet(checked.resolved_hosts()) as asked:
+    with fleet({**checked.resolved_hosts(), **gone}) as asked:
         requests = {host: Request("verify", json_.dumps(what), _PATIENCE) for host, what in run.requests().items()}
         answers = asked.meet(requests, go)
+        others = asked.ask(dict.fromkeys(gone, forgotten.request(found)))
+    back = [line for host, one in gone.items() for line in [forgotten.back(found, one, others[host])] if line]
     problems = [answer.problem for answer in answers.values() if answer.problem]
     result = run.result(ready, {host: answer.report for host, answer in answers.items() if not answer.problem})
     if html:
@@ -92,10 +95,12 @@ def verify(
 
         write(html, graph.verified(found.owner.label, made, checked, result, problems))
     if json:
-        typer.echo(json_.dumps(_json(result, problems), indent=2))
+        typer.echo(json_.dumps({**_json(result, problems), "forgotten": back}, indent=2))
     else:
         for name, segment in result.items():
             _tell(name, segment)
+        for line in back:
+            typer.echo(line)
         for problem in problems:
             typer.echo(problem, err=True)
     good = [cell.good for segment in result.values() for _, _, cell in segment.all()]

@@ -178,8 +178,7 @@ def test_plan_shows_services(overlay, tmp_path):
     )
     forwards = "tcp/8080->10.10.0.11:80 udp/53->10.10.0.9"
     assert found["nat-app"] == (
-        "interface br-app, subnets 10.10.0.0/24, masquerade 10.10.0.0/24, routed 10.20.0.0/24, "
-        f"forwards {forwards}"
+        f"interface br-app, subnets 10.10.0.0/24, masquerade 10.10.0.0/24, routed 10.20.0.0/24, forwards {forwards}"
     )
     assert found["routes-app"] == "routes 10.20.0.0/24->198.18.0.12"
     assert found["forwarding"] == "ipv4"
@@ -433,6 +432,72 @@ def test_lock_writes_nothing_for_a_stack_that_is_wrong(overlay, tmp_path):
 def test_schema_and_version(overlay):
     assert overlay("schema").stdout == config.schema_text()
     assert overlay("version").stdout == f"overlay-networks {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        (["version"], ["version"]),
+        (["init", "p"], ["folder", "files", "hosts"]),
+        (["explain", "a"], ["a"]),
+        (["explain"], ["a", "b"]),
+        (["snippet", "web", "--for", "lxc"], ["container", "text"]),
+        (["lock"], ["file", "changes", "addresses"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_json_of_what_is_told_in_words(overlay, tmp_path, words, keys):
+    (tmp_path / "Pulumi.yaml").write_text("name: overlay\nruntime: python\n")
+    (tmp_path / "Pulumi.dev.yaml").write_text(ROUTER)
+    found = json.loads(overlay(*words, "--json").stdout)
+    assert list(found) == keys
+    if words[0] == "explain":
+        assert all(lines[0].startswith("# overlay/dev on ") for lines in found.values())
+        plain = overlay(*words).stdout
+        assert plain.splitlines() == [line for lines in found.values() for text in lines for line in text.split("\n")]
+
+
+def test_the_selected_stack_of_several(overlay, tmp_path, monkeypatch):
+    """By PULUMI_STACK, else by `pulumi stack select`, as Pulumi itself has it."""
+    (tmp_path / "Pulumi.yaml").write_text("name: overlay\nruntime: python\n")
+    for name in ("one", "two"):
+        (tmp_path / f"Pulumi.{name}.yaml").write_text(ROUTER)
+    pulumi = tmp_path / "bin/pulumi"
+    pulumi.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{pulumi.parent}:{os.environ['PATH']}")
+
+    def says(script):
+        pulumi.write_text(f"#!/bin/sh\n{script}\n")
+        pulumi.chmod(0o755)
+
+    def explained():
+        return overlay("explain", "a").stdout.split()[1]
+
+    says('[ "$*" = "stack --show-name --non-interactive" ] && echo organization/overlay/two')
+    assert explained() == "overlay/two"
+    monkeypatch.setenv("PULUMI_STACK", "organization/overlay/one")
+    assert explained() == "overlay/one"
+    monkeypatch.delenv("PULUMI_STACK")
+    says("echo error: no stack selected >&2; exit 255")
+    several = f"{tmp_path}: holds 2 stack files; say --stack one, or another of one, two\n"
+    assert overlay("explain", "a", code=1).stderr == several
+    says("echo organization/overlay/three")
+    assert overlay("explain", "a", code=1).stderr.startswith("--stack: unknown stack 'three' in ")
+
+
+def test_the_shell_completes_stacks_and_hosts(tmp_path):
+    (tmp_path / "Pulumi.yaml").write_text("name: overlay\nruntime: python\n")
+    (tmp_path / "Pulumi.dev.yaml").write_text(ROUTER)
+
+    def completed(*words):
+        asks = {"_OVERLAY_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **asks}
+        command = [sys.executable, "-m", "overlay_components.cli"]
+        return subprocess.run(command, env=env, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.split()
+
+    assert completed("overlay", "dri") == ["drift"]
+    assert completed("overlay", "plan", "--stack", "d") == ["dev"]
+    assert completed("overlay", "status", "") == ["a", "b"]
 
 
 def test_wrong_usage_has_its_own_code(overlay):

@@ -145,6 +145,14 @@ def test_drift(world, said, code, out, err):
     assert found["drift"]["a"] == []
 
 
+def test_drift_of_a_host_that_is_not_in_the_state(world):
+    rows = world.state["deployment"]["resources"]
+    world.state["deployment"]["resources"] = [row for row in rows if "dev-b" not in row["urn"]]
+    done = overlay("drift")
+    assert done.stderr == "warning: b: nothing was applied to it yet; run `pulumi up`\n"
+    assert done.stdout == "1 host asked: all as applied\n"
+
+
 def test_drift_sends_what_was_applied(world):
     overlay("drift", "b")
     [(host, command, text)] = world.heard
@@ -300,6 +308,11 @@ def test_forget_of_a_host_that_the_stack_file_has_no_more(world):
         "a: was forgotten, and is back with br-app, vx-app, gt-plain and 2 more of overlay/dev; declare it again and "
         "run `pulumi up`, or remove what it has: overlay purge a --stack dev"
     )
+    with pytest.MonkeyPatch.context() as patch:
+        silent = {"b": live.Answer("b", problem="b: 198.18.0.12 is not reached: timed out")}
+        patch.setattr(live.Fleet, "meet", lambda *_: silent)
+        assert said in overlay("verify", code=3).stdout.splitlines()
+        assert json.loads(overlay("verify", "--json", code=3).stdout)["forgotten"] == [said]
     overlay("status", "b")
     assert world.heard[-1][0] == "b"
     # With nothing of the stack, silent, or declared again, it is nobody's business.
