@@ -173,7 +173,8 @@ class Fleet:
         """What the agent's end of words means."""
         lines = tuple(_plain(done.stderr.decode(errors="replace")).splitlines())
         if done.code in _NO_COMMAND or (done.code == 1 and not done.stdout and "command not found" in str(lines)):
-            return Answer(host, problem=f"{host}: the agent is not on this host; run `pulumi up`")
+            why = "the agent is not on this host; raise its generation, then run `pulumi up`"
+            return Answer(host, problem=f"{host}: {why}")
         if done.code == 1 and lines and lines[0].startswith("sudo: "):
             return Answer(host, problem=f"{host}: {lines[0]}; allow what docs/connections.md says in sudoers")
         if done.code == _USAGE or any(line.startswith(_NO_STDIN) for line in lines):

@@ -129,7 +129,7 @@ def test_hosts_that_give_no_answer(stack, overlay, silent):
         assert re.fullmatch(
             r"h1: the agent on this host is older than this program; run `pulumi up`\n"
             r"h2: 198.18.0.12 is not reached: .*; `pulumi up` needs it as well: see docs/connections.md\n"
-            r"h3: the agent is not on this host; run `pulumi up`\n",
+            r"h3: the agent is not on this host; raise its generation, then run `pulumi up`\n",
             done.stderr,
         ), done.stderr
         command.write_text("#!/bin/sh\necho 'document.schema: 2; this agent reads 1 to 1' >&2; exit 1\n")
@@ -137,7 +137,7 @@ def test_hosts_that_give_no_answer(stack, overlay, silent):
         # Nothing of that is fatal to who only wants to see.
         shown = rows(overlay("status").stdout, "Hosts")
         assert [row[:3] for row in shown] == [[host, "no answer", "-"] for host in ("h1", "h2", "h3")]
-        assert shown[2][3] == "the agent is not on this host; run `pulumi up`"
+        assert shown[2][3] == "the agent is not on this host; raise its generation, then run `pulumi up`"
     finally:
         command.write_text(kept)
         stack.lab.run("h3", f"mv {AGENT}.away {AGENT}")
@@ -328,7 +328,8 @@ def test_destroy_with_a_dead_host_after_forget(stack, overlay, silent):
     said = overlay("purge", "ops@198.18.0.12", "--stack", "overlay/lab", "--yes", "--json").stdout
     assert json.loads(said)["lines"][-1] == "h2: agent removed"
     stack.clean("h2")
-    assert overlay("purge", "h2", "--yes", code=3).stderr == "h2: the agent is not on this host; run `pulumi up`\n"
+    without = "h2: the agent is not on this host; raise its generation, then run `pulumi up`\n"
+    assert overlay("purge", "h2", "--yes", code=3).stderr == without
     for target in ("root@", "-oProxyCommand=x", "a b"):
         assert "write user@address, such as root@192.0.2.12" in overlay("purge", "--yes", "--", target, code=1).stderr
     said = overlay("purge", "h2", "--stack", "a/b/c", code=1).stderr

@@ -116,7 +116,7 @@ CASES = {
     "silent": ("timed out", 3, "1 host asked: all as applied\n", "b: 198.18.0.1 is not reached: timed out\n"),
     "no agent": (
         (127, None, ["sh: 1: overlay-agent: not found"]), 3, "1 host asked: all as applied\n",
-        "b: the agent is not on this host; run `pulumi up`\n",
+        "b: the agent is not on this host; raise its generation, then run `pulumi up`\n",
     ),
     "older": ((64, None, ["usage: overlay-agent VERB"]), 3, "1 host asked: all as applied\n", OLDER),
     "older still": (

@@ -269,17 +269,17 @@ def test_a_bastion_with_another_key(tmp_path, fleet, new_server, keys, server):
 def test_a_host_without_the_agent(fleet, server):
     server.agent = None
     assert not Path(COMMAND).exists()
-    assert asked(fleet()).problem == "a: the agent is not on this host; run `pulumi up`"
+    assert asked(fleet()).problem == "a: the agent is not on this host; raise its generation, then run `pulumi up`"
 
 
 @pytest.mark.parametrize(
     ("script", "problem"),
     [
         ("exit 64", "a: the agent on this host is older than this program; run `pulumi up`"),
-        ("exit 126", "a: the agent is not on this host; run `pulumi up`"),
+        ("exit 126", "a: the agent is not on this host; raise its generation, then run `pulumi up`"),
         (
             f"echo 'sudo: {COMMAND}: command not found' >&2; exit 1",
-            "a: the agent is not on this host; run `pulumi up`",
+            "a: the agent is not on this host; raise its generation, then run `pulumi up`",
         ),
         (
             "echo 'sudo: a password is required' >&2; exit 1",

@@ -84,7 +84,10 @@ def test_all_begin_when_all_are_ready(monkeypatch):
             Talk(ssh.SshError("no answer within 1 s")),
             "h1: 198.18.0.1 is not reached: no answer within 1 s; run it again when the host answers",
         ),
-        (Talk(done=ssh.Done(127, b"", b"")), "h1: the agent is not on this host; run `pulumi up`"),
+        (
+            Talk(done=ssh.Done(127, b"", b"")),
+            "h1: the agent is not on this host; raise its generation, then run `pulumi up`",
+        ),
         (
             Talk(done=ssh.Done(64, b"", b"usage: ...")),
             "h1: the agent on this host is older than this program; run `pulumi up`",
