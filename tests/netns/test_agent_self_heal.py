@@ -90,6 +90,19 @@ def test_what_drifted_is_mended(booted):
     assert agent(host, "check", code=None).report == {"drift": []}
 
 
+def test_what_was_stopped_on_purpose_is_left_alone(booted):
+    host = booted()
+    agent(host, "apply", document=healing())
+    agent(host, "stop", "p/s")
+    for words in (CHECK, (*CHECK, "p/s")):
+        done = agent(host, *words)
+        assert (done.report, done.lines) == ({"drift": []}, [])
+    assert "vx-app" not in host.run("ip -br link").out
+    agent(host, "start", "p/s")
+    host.run("ip link set vx-app mtu 1300")
+    assert agent(host, *CHECK).lines == ["stack p/s: 1 drifted; repairing", "vx-app: mtu 1300 -> 1450"]
+
+
 def test_only_stacks_that_want_it_and_the_last_takes_it_away(booted):
     host = booted()
     agent(host, "apply", document=healing())

@@ -237,6 +237,21 @@ def test_the_timer_repairs_what_drifted(applied):
     assert "overlay-repair" not in applied.vm.run("ls -R /etc/systemd/system").stdout
 
 
+def test_a_clock_that_jumps(applied):
+    """A year forward, and then two back: what is declared is still so, and can be changed."""
+    before, changed = applied.state(), STACKS["app"]("")
+    changed["devices"]["vx-app"]["vni"] = 44
+    year = 365 * 24 * 3600
+    for jump in (year, -2 * year):
+        applied.vm.run(f"date -s @$(($(date +%s) + {jump}))")
+        assert json.loads(applied.agent("check").stdout) == {"drift": []}
+        applied.agent("apply", document=changed)
+        applied.agent("apply", document=STACKS["app"](""))
+    assert applied.state() == before
+    applied.vm.run(f"date -s @$(($(date +%s) + {year}))")
+    as_declared(applied)
+
+
 def test_the_last_stack_leaves_nothing_under_systemd(applied):
     for name in STACKS:
         request = {"owner": owner(name), "host": "a"}
