@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 # The pure tiers share nothing, so they run on all cores. The others make network namespaces and connections on this one
 # machine; how many at a time is a matter of its cores.
 PURE_WORKERS ?= auto
-HOST_WORKERS ?= 2
+HOST_WORKERS ?= 3
 
 PURE_TIERS := $(wildcard tests/unit tests/cases tests/components)
 HOST_TIERS := $(wildcard tests/netns tests/e2e tests/vm)

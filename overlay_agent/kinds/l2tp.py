@@ -272,7 +272,8 @@ class L2tpKind(DeviceKind):
                         holders.setdefault(one, []).append(holder)
             half_made = self._all_half_made(kernel, wanted)
             for tunnel in kernel.tunnels.values():
-                others = [name for name in tunnel.devices if not kernel.links[name].alias.startswith(ours)]
+                theirs = [name for name in tunnel.devices if not kernel.links[name].alias.startswith(ours)]
+                others = [name for name in theirs if name not in wanted.adopt]
                 if tunnel.id in half_made or (not others and len(tunnel.devices) == len(tunnel.sessions) > 0):
                     continue
                 its = _tunnel_fields(tunnel.data)

@@ -301,7 +301,7 @@ def test_forget_up_back_and_purge(stack, overlay, silent):
     assert overlay("status").stdout.splitlines()[-1] == back
     assert json.loads(overlay("status", "--json").stdout)["forgotten"] == [back]
     said = overlay("purge", "root@198.18.0.13", "--stack", "lab", said="n\n", code=1).stderr
-    assert "h3: br-app, br-ops, vx-app and vx-ops of overlay/lab is removed. Go on?" in said
+    assert "h3: br-app, br-ops, vx-app and vx-ops of overlay/lab will be removed. Go on?" in said
     assert stack.lab.links("h3").keys() > {"br-app"}
     said = overlay("purge", "root@198.18.0.13", "--stack", "lab", "--yes").stdout.splitlines()
     assert said[0] == "h3 br-app: removed"

@@ -365,10 +365,12 @@ def test_purge_of_whom(world, monkeypatch, target, host, user, port):
 
 
 def test_purge_asks_and_tells_what_is_refused(world):
-    world.said["b"] = {"status": (0, report(), ()), "purge": (1, None, ["b br-app: still has ports"])}
+    ways = "stop those first, or set overlay:hosts.b.force: true; nothing was changed"
+    refused = "b: br-app: still has ports; stop those first, or say --force; nothing was changed"
+    world.said["b"] = {"status": (0, report(), ()), "purge": (1, None, [f"b br-app: still has ports; {ways}"])}
     done = overlay("purge", "b", input="n\n", code=1)
-    assert "b: br-app, vx-app, gt-plain and 2 more of overlay/dev is removed. Go on? [y/N]:" in done.output
+    assert "b: br-app, vx-app, gt-plain and 2 more of overlay/dev will be removed. Go on? [y/N]:" in done.output
     assert "purge" not in world.heard[-1][1]
-    assert overlay("purge", "b", "-y", code=1).stderr == "b: br-app: still has ports\n"
+    assert overlay("purge", "b", "-y", code=1).stderr == f"{refused}\n"
     found = json.loads(overlay("purge", "b", "-y", "--json", code=1).stdout)
-    assert found == {"host": "b", "lines": [], "problem": "b: br-app: still has ports"}
+    assert found == {"host": "b", "lines": [], "problem": refused}
