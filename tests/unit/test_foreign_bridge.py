@@ -223,6 +223,6 @@ def test_a_peer_is_told_to_make_a_bridge_of_its_own(bridge):
     if "attach" in bridge:
         del segment["addresses"]
     raw["peers"] = {"other": {"address": "192.0.2.99"}}
-    lines = _explain.lines(raw, OWNER, "other", {})
+    lines = _explain.lines(raw, OWNER, "other", {})["other"]
     assert any(line.startswith("ip link add br-app ") for line in lines)
     assert not any("docker" in line for line in lines)
