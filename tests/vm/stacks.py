@@ -104,23 +104,23 @@ STACKS = {"app": _app, "second": _second, "gre": _gre, "l2tp": _l2tp, "wg": _wg,
 
 _L2TP = (
     f"ip l2tp add tunnel tunnel_id 2000 peer_tunnel_id 1000 encap udp local {THERE} remote {HERE} udp_sport 5000 "
-    "udp_dport 6000 && ip l2tp add session name far0 tunnel_id 2000 session_id 4000 peer_session_id 3000"
+    "udp_dport 6000 && ip l2tp add session name far-l2tp tunnel_id 2000 session_id 4000 peer_session_id 3000"
 )
 
 _WG = (
-    "ip link add far0 type wireguard && wg set far0 listen-port 51820 private-key /run/far.key "
+    "ip link add far-wg type wireguard && wg set far-wg listen-port 51820 private-key /run/far.key "
     f"peer $(nsenter -t 1 -n wg show wg0 public-key) endpoint {HERE}:51820 allowed-ips fd00:14::11/128"
 )
 #: Before any of it: what the other end has in files.
 PREPARE = f"umask 077; echo {base64.b64encode(_FAR_KEY).decode()} > /run/far.key"
 
-_VXLAN = f"ip link add far0 type vxlan local {THERE} remote {HERE}"
-#: The other end of the wire, by hand, as somebody else would have it: its device far0, its address, and whom it pings.
+_ENDS = f"local {THERE} remote {HERE}"
+#: The other end of the wire, by hand, as somebody else would have it: its device, its address, and whom it pings.
 FAR_END = {
-    "app": (f"{_VXLAN} id 42 dstport 4789", "10.10.0.12/24", "10.10.0.1"),
-    "second": (f"{_VXLAN} id 43 dstport 4789", "10.11.0.12/24", "10.11.0.1"),
-    "gre": (f"ip link add far0 type gretap local {THERE} remote {HERE} ttl 255", "10.12.0.12/24", "10.12.0.1"),
+    "app": (f"ip link add far-app type vxlan {_ENDS} id 42 dstport 4789", "10.10.0.12/24", "10.10.0.1"),
+    "second": (f"ip link add far-second type vxlan {_ENDS} id 43 dstport 4789", "10.11.0.12/24", "10.11.0.1"),
+    "gre": (f"ip link add far-gre type gretap {_ENDS} ttl 255", "10.12.0.12/24", "10.12.0.1"),
     "l2tp": (f"sh -c '{_L2TP}'", "10.13.0.12/24", "10.13.0.1"),
     "wg": (f"sh -c '{_WG}'", "fd00:14::12/64 nodad", "fd00:14::11"),
-    "lan": ("ip link add far0 link eth2 type macvlan", "192.0.2.12/24", OF_NIC.partition("/")[0]),
+    "lan": ("ip link add far-lan link eth2 type macvlan", "192.0.2.12/24", OF_NIC.partition("/")[0]),
 }
