@@ -162,9 +162,7 @@ def _check(label: str | None = None, of: str | None = None) -> int:
                 from overlay_agent import docker_api  # noqa: PLC0415 - costs 15 ms where there is no Docker
 
                 drifted += [f"{wanted.host}: {why}" for why in [docker_api.missing()] if why]
-            kernel_.secrets = reconcile.secrets_of(wanted, store_)
-            changes = reconcile.changes_for(bridges.resolved(wanted, kernel_), kernel_, store_.read(name))
-            drifted += [line for change in changes for line in change.drift()]
+            drifted += reconcile.drift(wanted, kernel_, store_)
     for line in drifted:
         print(shortened(line), file=sys.stderr)
     for name, since in stopped.items():

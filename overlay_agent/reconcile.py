@@ -148,6 +148,13 @@ def changes_for(wanted: Document, kernel: Kernel, stored: Raw | None) -> list[Ch
     return compare(kernel, {name: wanted.objects.get(name) for name in names}, kinds, wanted.owner.alias)
 
 
+def drift(wanted: Document, kernel: Kernel, store: Store) -> list[str]:
+    """What differs on this host from the stack's document, a line each. Only looks."""
+    kernel.secrets = secrets_of(wanted, store)
+    changes = changes_for(bridges.resolved(wanted, kernel), kernel, store.read(wanted.owner.label))
+    return [line for change in changes for line in change.drift()]
+
+
 def staying(wanted: Document, kernel: Kernel, stored: Raw | None) -> dict[str, str]:
     """What the document wants no longer and is left all the same, with the reason."""
     reasons = {

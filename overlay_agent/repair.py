@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from overlay_agent import bridges, document, errors, guard, host, kernel, reconcile, store
+from overlay_agent import document, errors, guard, host, kernel, reconcile, store
 from overlay_agent.kinds import self_heal
 
 
@@ -27,7 +27,11 @@ def repair(label: str | None, report: Callable[[dict[str, Any]], None]) -> int:
                     code = 1
                     continue
                 wanted = document.parse(raw)
-                drift = _drift(wanted, store_, raw)
+                kernel_ = kernel.Kernel()
+                try:
+                    drift = reconcile.drift(wanted, kernel_, store_)
+                finally:
+                    kernel_.close()
                 if drift:
                     found += drift
                     _say(f"stack {name}: {len(drift)} drifted; repairing")
@@ -39,17 +43,6 @@ def repair(label: str | None, report: Callable[[dict[str, Any]], None]) -> int:
                 code = 1
     report({"drift": found})
     return code
-
-
-def _drift(wanted: document.Document, store_: store.Store, raw: dict[str, Any]) -> list[str]:
-    """What differs here from the document, a line each."""
-    kernel_ = kernel.Kernel()
-    try:
-        kernel_.secrets = reconcile.secrets_of(wanted, store_)
-        changes = reconcile.changes_for(bridges.resolved(wanted, kernel_), kernel_, raw)
-    finally:
-        kernel_.close()
-    return [line for change in changes for line in change.drift()]
 
 
 def _say(line: str) -> None:

@@ -59,7 +59,7 @@ def find(file: Path | None, name: str | None) -> Stack:
             raise ConfigErrors(
                 [f"{Path.cwd()}: no Pulumi.yaml here or above; name a stack file, or write one: overlay init"]
             )
-        file = _file(project.parent / str(settings.get("stackConfigDir") or "."), name, project.parent)
+        file = _file(_configs(project.parent, settings), name, project.parent)
     elif project is None:
         notes = (f"{file}: no Pulumi.yaml beside it or above; MAC addresses are those of a project named overlay",)
     raw = config.read_stack_file(file)
@@ -86,17 +86,21 @@ def lock_of_program(root: str | None, stack: str) -> Lock:
     project = next((folder / "Pulumi.yaml" for folder in folders if (folder / "Pulumi.yaml").is_file()), None)
     settings = _settings(project) if project else {}
     folder = project.parent if project else Path()
-    return lock.load(lock.path_of(folder / str(settings.get("stackConfigDir") or "."), stack))
+    return lock.load(lock.path_of(_configs(folder, settings), stack))
 
 
 def names() -> list[str]:
     """The stacks that the project here has a file of."""
-    folder = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / "Pulumi.yaml").is_file()), None)
+    project = _near(Path.cwd())
     try:
-        settings = _settings(folder / "Pulumi.yaml") if folder else {}
+        return list(_files(_configs(project.parent, _settings(project)))) if project else []
     except ConfigErrors:
         return []
-    return list(_files(folder / str(settings.get("stackConfigDir") or "."))) if folder else []
+
+
+def _configs(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """Where the project's stack files are."""
+    return folder / str(settings.get("stackConfigDir") or ".")
 
 
 def _files(folder: Path) -> dict[str, Path]:

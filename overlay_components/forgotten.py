@@ -63,7 +63,12 @@ def request(stack: Stack) -> Request:
     return Request(f"status {stack.owner.label}")
 
 
-def back(stack: Stack, host: ResolvedHost, answer: Answer) -> str:
+def back(stack: Stack, hosts: Mapping[str, ResolvedHost], answers: Mapping[str, Answer]) -> list[str]:
+    """A sentence for each forgotten host that is there again and still has something of the stack."""
+    return [line for name, host in hosts.items() for line in [_back(stack, host, answers[name])] if line]
+
+
+def _back(stack: Stack, host: ResolvedHost, answer: Answer) -> str:
     """The sentence for a forgotten host that is there again and still has something of the stack; else nothing."""
     if answer.problem or not answer.report:
         return ""

@@ -17,6 +17,7 @@ from overlay_components.commands.common import (
     chosen,
     find,
     fleet,
+    say,
     told,
     write,
 )
@@ -81,14 +82,12 @@ def capture(
     with told():
         from overlay_agent.document import dump
         from overlay_components import config
-        from overlay_components.errors import ConfigErrors, instead
         from overlay_components.live import Request
 
         found = find(None, stack)
         made = found.plan()
         checked = config.load_config(found.raw)
-        if segment not in made.segments:
-            raise ConfigErrors([f"SEGMENT: unknown segment {segment!r}; {instead(segment, made.segments)}"])
+        chosen(made.segments, [segment], "segment")
         members = {name: one for name, one in checked.hosts.items() if name in made.segments[segment]["hosts"]}
         names = chosen(members, host)
         wanted = filter_of(words)
@@ -111,16 +110,12 @@ def capture(
         target = path if len(names) == 1 else path.with_stem(f"{path.stem}-{name}")
         write(target, answer.report)
         rows.append({"host": name, "device": devices[name][0], "packets": packets(answer.report), "file": str(target)})
-    if json:
-        import json as json_
-
-        typer.echo(json_.dumps({"captures": rows, "failed": failed, "unreached": problems}, indent=2))
-    else:
-        for row in rows:
-            many = f"{row['packets']} packet{'' if row['packets'] == 1 else 's'}"
-            typer.echo(f"{row['host']} {row['device']}: {many} in {row['file']}")
-        for problem in [*failed, *problems]:
-            typer.echo(problem, err=True)
+    lines = []
+    for row in rows:
+        many = f"{row['packets']} packet{'' if row['packets'] == 1 else 's'}"
+        lines.append(f"{row['host']} {row['device']}: {many} in {row['file']}")
+    out = {"captures": rows, "failed": failed, "unreached": problems}
+    say(lines, out, json=json, problems=[*failed, *problems])
     if failed or problems:
         raise typer.Exit(WRONG if failed else UNREACHED)
 

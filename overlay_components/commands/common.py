@@ -82,14 +82,15 @@ def find(file: Path | None, name: str | None) -> Stack:
     return found
 
 
-def chosen(hosts: Mapping[str, Any], names: Iterable[str] | None) -> list[str]:
-    """Those hosts of the stack, or all. Raises ConfigErrors with every unknown name."""
+def chosen(known: Mapping[str, Any], names: Iterable[str] | None, what: str = "host") -> list[str]:
+    """Those hosts (or `what` they are) of the stack, or all. Raises ConfigErrors with every unknown name."""
     from overlay_components.errors import ConfigErrors, instead
 
-    wrong = [f"HOST: unknown host {name!r}; {instead(name, hosts)}" for name in names or () if name not in hosts]
+    asked = list(names or known)
+    wrong = [f"{what.upper()}: unknown {what} {name!r}; {instead(name, known)}" for name in asked if name not in known]
     if wrong:
         raise ConfigErrors(wrong)
-    return list(dict.fromkeys(names or hosts))
+    return list(dict.fromkeys(asked))
 
 
 @contextlib.contextmanager
@@ -126,8 +127,13 @@ def write(path: Path, content: str | bytes) -> None:
             raise ConfigErrors([f"{path}: cannot be written ({error.strerror}); name another file"]) from None
 
 
-def say(lines: Iterable[str], data: Any, *, json: bool) -> None:
-    """Prints the lines, or the same as JSON."""
+def of_host(host: str, line: str) -> str:
+    """What its agent says, with the host's name before it."""
+    return line if line.startswith(f"{host}: ") else f"{host} {line}"
+
+
+def say(lines: Iterable[str], data: Any, *, json: bool, problems: Iterable[str] = ()) -> None:
+    """Prints the lines, and on standard error the problems; or the same as JSON, which has both."""
     if json:
         import json as json_
 
@@ -135,6 +141,8 @@ def say(lines: Iterable[str], data: Any, *, json: bool) -> None:
         return
     for line in lines:
         typer.echo(line)
+    for problem in problems:
+        typer.echo(problem, err=True)
 
 
 def warn(sentences: Iterable[str]) -> None:

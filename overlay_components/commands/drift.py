@@ -14,6 +14,7 @@ from overlay_components.commands.common import (
     chosen,
     find,
     fleet,
+    say,
     told,
     warn,
 )
@@ -42,20 +43,14 @@ def drift(hosts: HostNames = None, stack: StackName = None, json: AsJson = False
         answers, problems = ask(made, requests)
     drifted = {host: answer.report["drift"] for host, answer in answers.items() if answer.report["drift"]}
     stopped = {host: since for host, answer in answers.items() for since in answer.report.get("stopped", {}).values()}
-    if json:
-        import json as json_
-
-        out = {"drift": {host: drifted.get(host, []) for host in answers}, "stopped": stopped, "unreached": problems}
-        typer.echo(json_.dumps(out, indent=2))
-    else:
-        for host, since in stopped.items():
-            typer.echo(f"{host}: stopped on purpose since {since}; `overlay start {host}` makes it true again")
-        for host, lines in drifted.items():
-            for line in lines:
-                typer.echo(f"{host} {line}")
-        for problem in problems:
-            typer.echo(problem, err=True)
-        asked = f"{len(answers)} host{'' if len(answers) == 1 else 's'}"
-        typer.echo(f"{asked} asked: {f'{len(drifted)} drifted' if drifted else 'all as applied'}")
+    lines = [
+        f"{host}: stopped on purpose since {since}; `overlay start {host}` makes it true again"
+        for host, since in stopped.items()
+    ]
+    lines += [f"{host} {line}" for host, some in drifted.items() for line in some]
+    asked = f"{len(answers)} host{'' if len(answers) == 1 else 's'}"
+    lines.append(f"{asked} asked: {f'{len(drifted)} drifted' if drifted else 'all as applied'}")
+    out = {"drift": {host: drifted.get(host, []) for host in answers}, "stopped": stopped, "unreached": problems}
+    say(lines, out, json=json, problems=problems)
     if drifted or problems:
         raise typer.Exit(DIFFERS if drifted else UNREACHED)

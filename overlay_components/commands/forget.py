@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from overlay_components.commands.common import AsJson, StackName, find, fleet, told
+from overlay_components.commands.common import AsJson, StackName, find, fleet, say, told
 
 if TYPE_CHECKING:
     from overlay_components.config import ResolvedHost
@@ -63,13 +63,7 @@ def forget(
         lines.append(f"{forgotten.path_of(found)}: names {host}, so that it is noticed when it comes back; commit it")
     if host in known:
         lines.append(f"{host}: still in the stack file; take it out before `pulumi up` (not needed for a destroy)")
-    if json:
-        import json as json_
-
-        typer.echo(json_.dumps({"host": host, "resources": [row["urn"] for row in gone], "notes": lines}, indent=2))
-        return
-    for line in lines:
-        typer.echo(line)
+    say(lines, {"host": host, "resources": [row["urn"] for row in gone], "notes": lines}, json=json)
 
 
 def _last_known(host: str, rows: list[dict[str, Any]]) -> ResolvedHost | None:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from overlay_components.commands.common import UNREACHED, AsJson, HostNames, StackName, ask, chosen, find, fleet, told
+from overlay_components.commands.common import (
+    UNREACHED,
+    AsJson,
+    HostNames,
+    StackName,
+    ask,
+    chosen,
+    find,
+    fleet,
+    say,
+    told,
+)
 
 # ruff: noqa: PLC0415 - see common.py
 
@@ -26,16 +37,9 @@ def history(hosts: HostNames = None, stack: StackName = None, json: AsJson = Fal
         answers, problems = ask(made, {host: Request(f"history {found.owner.label}") for host in names})
     entries = [{"host": host, **one} for host, answer in answers.items() for one in answer.report["history"]]
     entries.sort(key=lambda one: one["time"])
-    if json:
-        import json as json_
-
-        typer.echo(json_.dumps({"history": entries, "unreached": problems}, indent=2))
-    else:
-        for one in entries:
-            typer.echo(f"{one['host']} {kept.told(one)}")
-            for line in one["lines"]:
-                typer.echo(f"  {line}")
-        for problem in problems:
-            typer.echo(problem, err=True)
+    lines = []
+    for one in entries:
+        lines += [f"{one['host']} {kept.told(one)}", *(f"  {line}" for line in one["lines"])]
+    say(lines, {"history": entries, "unreached": problems}, json=json, problems=problems)
     if problems:
         raise typer.Exit(UNREACHED)

@@ -174,4 +174,3 @@ def _one(made: Any, host: ResolvedHost, command: str, archive: bytes) -> Host | 
         except OSError as error:
             return f"{host.name}: {found.host!r} has no address here ({error.strerror}); name the host by its address"
     return Host(address, survey, keys)
-

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from overlay_components.commands.common import UNREACHED, WRONG, AsJson, find, fleet, told
+from overlay_components.commands.common import UNREACHED, WRONG, AsJson, find, fleet, of_host, say, told
 
 if TYPE_CHECKING:
     from overlay_components.config import ResolvedHost
@@ -75,14 +75,9 @@ def purge(
     notes = [f"{name}: stands in the stack file; to make it again, raise its generation"] if name in declared else []
     # The agent speaks to a stack file, which need not know the host.
     problem = re.sub(r"set overlay:hosts\.[^ ;]+\.force: true", "say --force", done.problem)
-    if json:
-        import json as json_
-
-        lines = [] if done.problem else [*done.lines, *notes]
-        typer.echo(json_.dumps({"host": name, "lines": lines, "problem": problem or None}, indent=2))
-    elif not done.problem:
-        for line in [*done.lines, *notes]:
-            typer.echo(line if line.startswith(f"{name}: ") else f"{name} {line}")
+    lines = [] if problem else [*done.lines, *notes]
+    out = {"host": name, "lines": lines, "problem": problem or None}
+    say([of_host(name, line) for line in lines], out, json=json)
     if problem:
         typer.echo(problem, err=True)
         raise typer.Exit(WRONG)

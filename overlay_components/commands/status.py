@@ -36,7 +36,7 @@ def status(hosts: HostNames = None, stack: StackName = None, json: AsJson = Fals
     with fleet({**known, **gone}) as made:
         requests = {host: Request(f"status {found.owner.label}") for host in names}
         answers = made.ask({**requests, **{host: forgotten.request(found) for host in gone}})
-    back = [line for host, one in gone.items() for line in [forgotten.back(found, one, answers[host])] if line]
+    back = forgotten.back(found, gone, answers)
     rows = {host: _host(answers[host], segments) for host in names}
     if json:
         import json as json_

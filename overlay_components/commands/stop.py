@@ -15,6 +15,8 @@ from overlay_components.commands.common import (
     chosen,
     find,
     fleet,
+    of_host,
+    say,
     told,
 )
 
@@ -50,16 +52,8 @@ def _each(verb: str, hosts: list[str], stack: str | None, json: bool) -> None:
     with fleet(known) as made:
         # The document says whose stack it is: a label alone may be another checkout's.
         answers, problems = ask(made, {host: Request(verb, dump(wanted[host])) for host in names})
-    if json:
-        import json as json_
-
-        done = {host: list(answer.lines) for host, answer in answers.items()}
-        typer.echo(json_.dumps({"hosts": done, "problems": problems}, indent=2))
-    else:
-        for host, answer in answers.items():
-            for line in answer.lines:
-                typer.echo(line if line.startswith(f"{host}: ") else f"{host} {line}")
-        for problem in problems:
-            typer.echo(problem, err=True)
+    done = {host: list(answer.lines) for host, answer in answers.items()}
+    lines = [of_host(host, line) for host, some in done.items() for line in some]
+    say(lines, {"hosts": done, "problems": problems}, json=json, problems=problems)
     if problems:
         raise typer.Exit(UNREACHED if all("is not reached" in problem for problem in problems) else WRONG)

@@ -14,6 +14,7 @@ from overlay_components.commands.common import (
     UNREACHED,
     AsJson,
     StackName,
+    chosen,
     find,
     fleet,
     show,
@@ -57,7 +58,6 @@ def verify(
         import secrets
 
         from overlay_components import config, forgotten
-        from overlay_components.errors import ConfigErrors, instead
         from overlay_components.live import Request
         from overlay_components.verify import Verification
 
@@ -65,14 +65,7 @@ def verify(
         made = found.plan()
         checked = config.load_config(found.raw)
         run = Verification(made, checked, secrets.token_hex(8))
-        wrong = [
-            f"SEGMENT: unknown segment {name!r}; {instead(name, made.segments)}"
-            for name in segments or ()
-            if name not in made.segments
-        ]
-        if wrong:
-            raise ConfigErrors(wrong)
-        run.only(list(dict.fromkeys(segments or made.segments)))
+        run.only(chosen(made.segments, segments, "segment"))
         gone = forgotten.load(found, checked.hosts)
     warn(made.warnings)
     ready: dict[str, Any] = {}
@@ -87,7 +80,7 @@ def verify(
         requests = {host: Request("verify", json_.dumps(what), _PATIENCE) for host, what in run.requests().items()}
         answers = asked.meet(requests, go)
         others = asked.ask(dict.fromkeys(gone, forgotten.request(found)))
-    back = [line for host, one in gone.items() for line in [forgotten.back(found, one, others[host])] if line]
+    back = forgotten.back(found, gone, others)
     problems = [answer.problem for answer in answers.values() if answer.problem]
     result = run.result(ready, {host: answer.report for host, answer in answers.items() if not answer.problem})
     if html:
