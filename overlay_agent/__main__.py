@@ -140,7 +140,7 @@ def _check(label: str | None = None, of: str | None = None) -> int:
     from overlay_agent import bridges, document, kernel, reconcile, store  # noqa: PLC0415
     from overlay_agent.errors import shortened  # noqa: PLC0415
 
-    store_, drifted, stopped = store.Store(), [], {}
+    store_, drifted, stopped, waits = store.Store(), [], {}, []
     given = _document(store_, None) if label == "-" else None
     with store_.locked("check"):  # a look at an apply under way would find drift
         # Only said: to look must not change a host. Whatever changes something next ends it.
@@ -163,11 +163,15 @@ def _check(label: str | None = None, of: str | None = None) -> int:
 
                 drifted += [f"{wanted.host}: {why}" for why in [docker_api.missing()] if why]
             drifted += reconcile.drift(wanted, kernel_, store_)
+            waits += [] if wanted.stopped else reconcile.wanting(wanted, wanted.objects, 0.0)
     for line in drifted:
         print(shortened(line), file=sys.stderr)
+    for line in waits:
+        print(line, file=sys.stderr)
     for name, since in stopped.items():
         print(f"stack {name}: stopped on purpose since {since}", file=sys.stderr)
-    _report({"drift": drifted, **({"stopped": stopped} if stopped else {})})
+    more = {"stopped": stopped, "waits": waits}
+    _report({"drift": drifted, **{key: value for key, value in more.items() if value}})
     return 2 if drifted else 0
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import shutil
 import signal
 import time
 import zlib
@@ -205,15 +206,20 @@ def running(id_: str) -> tuple[int | None, list[str]]:
     return _process(id_)
 
 
-def write(path: str, text: str) -> None:
-    """Writes a file for all to read, whole or not at all; its folder is made, and can be passed. Raises
-    KernelError."""
+def write(path: str, text: str, group: str | None = None) -> None:
+    """Writes a file for all to read, or for root and that group alone, whole or not at all; its folder is made,
+    and can be passed. Raises KernelError."""
+    mode = 0o644 if group is None else 0o640
     temporary = f"{path}.new"
     try:
         _make_folder(os.path.dirname(path))
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)  # an older one may be for all to read
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(handle, "w", encoding="utf-8") as file:
-            os.fchmod(handle, 0o644)  # whatever the umask
+            if group is not None:
+                shutil.chown(handle, group=group)
+            os.fchmod(handle, mode)  # whatever the umask
             file.write(text)
             file.flush()
             os.fsync(handle)
@@ -230,15 +236,18 @@ def texts(folder: str) -> dict[str, str]:
     return {name: _read(os.path.join(folder, name)) for name in names}
 
 
-def replace(kernel: Kernel, folder: str, files: Mapping[str, str], keep: Sequence[str] = ()) -> None:
-    """Has exactly those files in the folder, and those in `keep` as they are; no files: no folder."""
+def replace(
+    kernel: Kernel, folder: str, files: Mapping[str, str], keep: Sequence[str] = (), group: str | None = None
+) -> None:
+    """Has exactly those files in the folder, and those in `keep` as they are; no files: no folder. `group`: who
+    may read them beside root; else all."""
     there = texts(folder)
     for name in there.keys() - files.keys() - set(keep):
         os.unlink(os.path.join(folder, name))
         kernel.reached()
     for name, text in files.items():
         if there.get(name) != text:
-            write(os.path.join(folder, name), text)
+            write(os.path.join(folder, name), text, group)
             kernel.reached()
     if not files and os.path.isdir(folder) and not os.listdir(folder):
         os.rmdir(folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from overlay_agent import bridges, fields
@@ -28,6 +28,8 @@ from overlay_agent.store import Store
 NETWORKD = "/run/systemd/netif"
 #: Read-backs until a difference counts: udev and daemons may be at it for a moment.
 VERIFY_SECONDS = (0.0, 0.05, 0.2, 0.5)
+#: For what others have to do, such as a session's other end: in the same `pulumi up` they may come later.
+PATIENCE_SECONDS = 3.0
 #: What can be set, but not under those who use the device: their neighbours would know another one.
 _DISTURBING = ("mac", "bridge")
 
@@ -285,7 +287,18 @@ def carry_out(
     _reached(fault)
     if plan.changes:
         notes += _in_the_way(plan.wanted)
+        notes += wanting(plan.wanted, {change.name for change in plan.changes}, PATIENCE_SECONDS)
     return plan.lines() + notes
+
+
+def wanting(wanted: Document, names: Container[str], patience: float) -> list[str]:
+    """What others have yet to do for those objects, a line each; `patience`: seconds to wait for it, each."""
+    return [
+        line
+        for name, spec in sorted(wanted.objects.items())
+        if name in names
+        for line in KINDS[spec.KIND].wanting(name, spec, wanted.owner.alias(name), patience)
+    ]
 
 
 def _in_the_way(wanted: Document) -> list[str]:

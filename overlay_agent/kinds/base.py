@@ -116,6 +116,11 @@ class Kind:
         """What `overlay status` shows of the object beside that it is there."""
         return {}
 
+    def wanting(self, name: str, spec: Any, mark: str, patience: float) -> list[str]:
+        """What others have yet to do for the object, a line each: no drift, since nothing here mends it. May wait
+        that many seconds for it."""
+        return []
+
     def removal(self, kernel: Kernel, name: str) -> str:
         """The command with which a person removes it."""
         return f"ip link delete {name}"

@@ -133,6 +133,9 @@ class VxlanKind(DeviceKind):
             out.add("device")
         return out
 
+    def will_do(self, found: Vxlan, wanted: Vxlan) -> set[str]:
+        return {"peers"} if filled_by_frr(wanted) and filled_by_frr(found) else set()
+
     def from_link(self, link: Link, name_of: Mapping[int, str]) -> dict[str, Any]:
         found = super().from_link(link, name_of)
         data = link.data
@@ -183,6 +186,10 @@ class VxlanKind(DeviceKind):
     def change_rest(self, kernel: Kernel, name: str, spec: Vxlan, found: Vxlan) -> None:
         super().change_rest(kernel, name, spec, found)
         have, want = set(found.peers.values()), set(spec.peers.values())
+        if filled_by_frr(found):
+            # Who filled it may just have emptied it; what is filled still is not ours to empty.
+            flood = self.observe(kernel, kernel.links[name]).peers
+            have = set() if filled_by_frr(spec) else set(flood.values())
         kernel.set_flood(name, FLOOD, add=sorted(want - have), remove=sorted(have - want))
 
     def words(self, name: str, spec: Vxlan) -> list[str]:
@@ -211,6 +218,12 @@ class VxlanKind(DeviceKind):
         return [
             ["bridge", "fdb", "append", FLOOD, "dev", name, "dst", address] for address in sorted(spec.peers.values())
         ]
+
+
+def filled_by_frr(spec: Vxlan) -> bool:
+    """Whether another program fills the device's forwarding table (kinds/evpn.py). Nothing in the kernel marks
+    the flood entries of FRR 8; but neither device nor bridge port learns, which no other device of ours has."""
+    return not spec.learning and not spec.port_learning and spec.neigh_suppress and not spec.group
 
 
 def _version(address: str) -> int:
