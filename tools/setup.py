@@ -70,6 +70,7 @@ SYSTEM_COMMANDS = {
     "sudo": "sudo",
     "tcpdump": "tcpdump",
     "udhcpc": "udhcpc",
+    "vtysh": "frr",
     "wg": "wireguard-tools",
 }
 UNITS = Path("/etc/systemd/system")

@@ -40,6 +40,9 @@ _RESERVED = {
 }
 
 
+_TWO_BYTES, _FOUR_BYTES = 0xFFFF, 0xFFFFFFFF
+
+
 class Asn(fields.Integer):
     """An autonomous system's number that may be used."""
 
@@ -50,9 +53,7 @@ class Asn(fields.Integer):
         wrong = super().check(value)
         if wrong:
             return wrong
-        if value in _RESERVED:
-            return f"{value} {_RESERVED[value]}; take one from 64512 to 65534"
-        return None
+        return f"{value} {_RESERVED[value]}; take one from 64512 to 65534" if value in _RESERVED else None
 
 
 class RouterId(fields.Address):
@@ -79,14 +80,16 @@ class Target(fields.Type):
         match = re.fullmatch(r"([0-9.]{1,15}):([0-9]{1,10})", value) if isinstance(value, str) else None
         if match:
             head, low = match[1], int(match[2])
-            if "." in head and RouterId().check(head) is None and low <= 0xFFFF:
-                return None
+            if "." in head:
+                return None if RouterId().check(head) is None and low <= _TWO_BYTES else _no_target(value)
             # Two bytes and four, or four and two.
-            if "." not in head and (int(head), low) <= (0xFFFF, 0xFFFFFFFF):
+            if (int(head) <= _TWO_BYTES and low <= _FOUR_BYTES) or (int(head) <= _FOUR_BYTES and low <= _TWO_BYTES):
                 return None
-            if "." not in head and int(head) <= 0xFFFFFFFF and low <= 0xFFFF:
-                return None
-        return f"{value!r} is not a route target or distinguisher, such as 65000:42 or 192.0.2.1:42"
+        return _no_target(value)
+
+
+def _no_target(value: Any) -> str:
+    return f"{value!r} is not a route target or distinguisher, such as 65000:42 or 192.0.2.1:42"
 
 
 _TARGETS = fields.Keyed("target", Target(), fields.Empty())

@@ -16,7 +16,7 @@ from overlay_agent import document, fields
 from overlay_agent.diff import CREATE, REMOVE, SET, diff
 from overlay_agent.document import Document, DocumentError, Owner
 from overlay_agent.fields import RECREATE
-from overlay_agent.kinds import KINDS, wireguard
+from overlay_agent.kinds import KINDS, evpn, wireguard
 
 V4 = st.integers(0xC6120001, 0xC612FFFE).map(lambda n: ".".join(str(n >> s & 255) for s in (24, 16, 8, 0)))
 V6 = st.integers(1, 0xFFFF).map(lambda n: f"2001:db8::{n:x}")
@@ -61,6 +61,10 @@ def values(type_: fields.Type, address):
         )  # fmt: skip
 
     known = {
+        evpn.RouterId: lambda: V4,
+        evpn.Vnis: lambda: keyed().map(type_.normal),
+        evpn.Vni: lambda: st.integers(1, 0xFFFFFF).map(str),
+        evpn.Target: lambda: st.integers(0, 0xFFFF).map(lambda n: f"65000:{n}"),
         wireguard.Peers: wireguard_peers,
         wireguard.PublicKey: lambda: NAMES.map(key),
         fields.Flag: st.booleans,
