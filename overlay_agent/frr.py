@@ -46,6 +46,8 @@ _NOISE = re.compile(
     r"!.*|Building configuration.*|Current configuration.*|frr (version|defaults) .*|hostname .*|log .*|end|exit.*|"
 )
 _HIDDEN = "<secret>"
+#: As a field has an address that the configuration does not.
+_NONE = "0.0.0.0"  # noqa: S104 - nobody listens there
 
 
 # -- writing -------------------------------------------------------------------------------------
@@ -181,8 +183,8 @@ def parsed(found: list[Path], reference_of: Callable[[bytes], str], *, running: 
     password = one.first(rf"{own}password (.+)") or None
     spec = Evpn(
         asn=int(one.first(r"router bgp (\d+)") or 0),
-        router_id=one.first(rf"{top}bgp router-id (\S+)"),
-        local=one.first(rf"{own}update-source (\S+)"),
+        router_id=one.first(rf"{top}bgp router-id (\S+)") or _NONE,
+        local=one.first(rf"{own}update-source (\S+)") or _NONE,
         neighbors=neighbors,
         reflector=bool(one.first(rf"({top}neighbor {_CLIENTS} peer-group)")),
         clients={name: {} for name, address in neighbors.items() if groups[address] == _CLIENTS},
@@ -197,7 +199,7 @@ def parsed(found: list[Path], reference_of: Callable[[bytes], str], *, running: 
     )
     should = set(paths(spec, password))
     rows = {path: EXTRA for path in found if path not in should}
-    rows.update(dict.fromkeys(should - set(found), MISSING))
+    rows.update(dict.fromkeys((path for path in should - set(found) if not path[-1].endswith(f" {_NONE}")), MISSING))
     for path, what in rows.items():
         # Said once: what stands in a context that is not there either.
         if what != MISSING or path[:-1] not in rows:

@@ -22,6 +22,7 @@ BASE = Evpn(
     password=OLD, vnis={"42": {}},
 )  # fmt: skip
 REFLECTOR = {"reflector": True, "ranges": {"198.18.0.0/24": {}}}
+TWO = {"65000:42": {}, "65000:43": {}}
 #: Each field in turn, and what is odd about FRR.
 VARIANTS = {
     "asn": {"asn": 4200000001},
@@ -46,7 +47,7 @@ VARIANTS = {
     "rd": {"vnis": {"42": {"rd": "198.18.0.11:7"}}},
     "import": {"vnis": {"42": {"import": {"65000:7": {}}}}},
     "export": {"vnis": {"42": {"export": {"65000:7": {}, "198.18.0.11:9": {}}}}},
-    "derived beside another": {"vnis": {"42": {"export": {"65000:42": {}, "65000:43": {}}, "import": {"65000:42": {}, "65000:43": {}}}}},
+    "derived beside another": {"vnis": {"42": {"export": TWO, "import": TWO}}},
 }  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def main(state: str) -> None:
     kernel.secrets = Secrets(state, "p/s", [OLD, NEW])
     for reference in (OLD, NEW):
         kernel.secrets.write(reference, b"<password>" + reference[:3].encode())
-    wrong, pids = {}, set()
+    wrong = {}
     KIND.create(kernel, "evpn", BASE, MARK, {})
     for name, more in VARIANTS.items():
         spec = dataclasses.replace(BASE, **more)

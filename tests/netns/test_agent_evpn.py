@@ -39,7 +39,8 @@ def service(name, **more):
 
 def tunnel(name, vni=42, **more):
     rest = {"learning": False, "port_learning": False, "neigh_suppress": True, **more}
-    spec = vxlan(vni=vni, local=address(name), bridge=f"br-{vni}", mac=f"02:00:00:{vni % 256:02x}:00:{ord(name):02x}", **rest)
+    mac = f"02:00:00:{vni % 256:02x}:00:{ord(name):02x}"
+    spec = vxlan(vni=vni, local=address(name), bridge=f"br-{vni}", mac=mac, **rest)
     return {re.sub("_(.)", lambda m: m[1].upper(), key): value for key, value in spec.items()}
 
 
@@ -113,15 +114,14 @@ class Fabric:
         """Kills those daemons at once."""
         for pid in self[name].processes():
             with contextlib.suppress(OSError):
-                with open(f"/proc/{pid}/comm") as file:
-                    program = file.read().strip()
-                if program in programs:
+                if Path(f"/proc/{pid}/comm").read_text().strip() in programs:
                     os.kill(pid, signal.SIGKILL)
 
     def ping(self, one, other, seconds):
-        return self.containers[one].host.popen(
-            *self.containers[one].enter, "ping", "-n", "-i", str(INTERVAL), "-W", "1", "-c", str(round(seconds / INTERVAL)),
-            self.ip(other), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        node, count = self.containers[one], str(round(seconds / INTERVAL))
+        return node.host.popen(
+            *node.enter, "ping", "-n", "-i", str(INTERVAL), "-W", "1", "-c", count, self.ip(other),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
     def ip(self, name):
@@ -150,13 +150,14 @@ def fabric(agent_archive, installed):
 def program_names(host):
     names = []
     for pid in host.processes():
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as file:
-            names.append(file.read().strip())
+        with contextlib.suppress(OSError):
+            names.append(Path(f"/proc/{pid}/comm").read_text().strip())
     return sorted(name for name in names if name in ("zebra", "bgpd", "bfdd"))
 
 
 def is_settled(fabric, names=HOSTS):
-    return fabric.is_whole(names) and all("waits" not in fabric[name].agent("check", code=None).report for name in names)
+    reports = (fabric[name].agent("check", code=None).report for name in names)
+    return fabric.is_whole(names) and all("waits" not in report for report in reports)
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +167,7 @@ def _settled(request):
         yield
         return
     made = request.getfixturevalue("fabric")
-    until(lambda: is_settled(made))
+    until(lambda: is_settled(made), 8)
     yield
     until(lambda: is_settled(made))
     for name in HOSTS:
@@ -199,12 +200,12 @@ def test_each_tells_all_others_where_it_is(fabric):
 
 def test_nobody_sees_the_password(fabric):
     host = fabric["c"]
-    config = host.run("sh", "-c", "cat /var/lib/overlay/services/overlay-evpn-*/bgpd.conf").out
-    assert " neighbor peers password s3cret\n" in config
-    assert host.run("sh", "-c", "stat -c '%a %U %G' /var/lib/overlay/services/overlay-evpn-*/bgpd.conf").out == "640 root frr\n"
+    config = "/var/lib/overlay/services/overlay-evpn-*/bgpd.conf"
+    assert " neighbor peers password s3cret\n" in host.run("sh", "-c", f"cat {config}").out
+    assert host.run("sh", "-c", f"stat -c '%a %U %G' {config}").out == "640 root frr\n"
     for pid in host.processes():
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
-            assert "s3cret" not in file.read()
+        with contextlib.suppress(OSError):
+            assert "s3cret" not in Path(f"/proc/{pid}/cmdline").read_text()
     for verb in (["show", "p/s"], ["status", "p/s"], ["explain", "p/s"]):
         assert "s3cret" not in host.agent(*verb).out
 
@@ -220,13 +221,16 @@ def test_a_mac_moves_from_host_to_host(fabric):
         node.run(f"ip address add {ip}/24 dev eth0")
         return node
 
+    def behind(mac):
+        rows = fabric["c"].json("bridge -j fdb show dev vx-42")
+        return [row["dst"] for row in rows if row["mac"] == mac and "dst" in row]
+
     other = fabric.containers["c"]
     for name in "ded":
         node = arrive(name)
         until(lambda node=node: node.pings(fabric.ip("c")))  # the mover sends
         assert other.pings(ip)
-        fdb = fabric["c"].json("bridge -j fdb show dev vx-42")
-        assert [row["dst"] for row in fdb if row["mac"] == mac and "dst" in row] == [address(name)]
+        until(lambda name=name: behind(mac) == [address(name)])
         fabric[name].run("ip netns del mover")
         until(lambda name=name: "p-mover" not in fabric[name].run("ip link").out)
 
@@ -289,8 +293,9 @@ def test_a_host_more_changes_nothing_on_the_others(fabric, new_host):
 
 def test_what_is_typed_into_vtysh_is_drift_and_is_mended(fabric):
     since = {who: one["since"] for who, one in fabric.sessions("c").items()}
-    fabric.vtysh("c", "configure terminal", "router bgp 65000", "bgp cluster-id 192.0.2.9", "neighbor peers timers 5 15",
-                 f"no neighbor {address('b')} description", "no bgp router-id", "address-family l2vpn evpn",
+    fabric.vtysh("c", "configure terminal", "router bgp 65000", "bgp cluster-id 192.0.2.9",
+                 "neighbor peers timers 5 15", f"no neighbor {address('b')} description", "no bgp router-id",
+                 "address-family l2vpn evpn",
                  "no advertise-all-vni")  # fmt: skip
     drift = fabric["c"].agent("check", code=2).report["drift"]
     top = "router bgp 65000"
@@ -299,7 +304,7 @@ def test_what_is_typed_into_vtysh_is_drift_and_is_mended(fabric):
         "evpn: hold want 9, is 15",
         f"evpn: has line {top} / bgp cluster-id 192.0.2.9 that is not declared",
         f"evpn: lacks line {top} / address-family l2vpn evpn / advertise-all-vni",
-        "evpn: routerId want 198.18.0.13, is ",
+        "evpn: routerId want 198.18.0.13, is 0.0.0.0",
         "evpn: file want the one that bgpd runs with, is another configuration",
     } <= {*drift}
     fabric["c"].apply(wanted("c"))

@@ -104,6 +104,8 @@ TOP = "router bgp 65000"
         (" password s3cret", " password other", [("password", "another", SECRET)]),
         (" advertise-all-vni\n", "\n", [(f"line {TOP} / address-family l2vpn evpn / advertise-all-vni", None, {})]),
         (" bgp router-id 198.18.0.13\n", " bgp router-id 198.18.0.9\n", [("routerId", "198.18.0.9", "198.18.0.13")]),
+        (" bgp router-id 198.18.0.13\n", "", [("routerId", "0.0.0.0", "198.18.0.13")]),
+        (" neighbor peers update-source 198.18.0.13\n", "", [("local", "0.0.0.0", "198.18.0.13")]),
         (" neighbor peers timers connect 2\n", " neighbor peers timers connect 2\n neighbor peers shutdown\n",
          [(f"line {TOP} / neighbor peers shutdown", {}, None)]),
         (" neighbor peers timers connect 2\n",
