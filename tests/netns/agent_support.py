@@ -326,7 +326,7 @@ def kill_at_each_point(new_host, scope, prepare, go, look):
             else:
                 assert "an apply was cut short after it was done; nothing to undo" in done.err, (point, done)
             go(host, code=0)
-            assert host.agent("check").report == {"drift": []}
+            assert host.agent("check").report["drift"] == []
         finally:
             host.close()
     raise AssertionError("no end of points")

@@ -534,18 +534,26 @@ def test_typed_by_hand_it_is_the_same(fabric, new_host):
     until(fabric.is_whole)
 
 
+#: Nobody is waited for: sessions come from the range.
+LISTENING = {"neighbors": {}, "reflector": True, "ranges": {RANGE: {}}}
+SCENARIOS = {
+    "create": (document(host="a"), alone(**LISTENING)),
+    "change": (alone(**LISTENING), alone(**LISTENING, keepalive=5, hold=15, bfd=True)),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["", ":all"])
-def test_killed_at_each_point(new_host, scope):
-    wanted_ = alone(keepalive=5, hold=15, neighbors={"c": address("c")})
+@pytest.mark.parametrize(("name", "scope"), [("create", ""), ("change", ":all")])
+def test_killed_at_each_point(new_host, name, scope):
+    before, after = SCENARIOS[name]
 
     def prepare(host):
-        host.apply(alone())
+        host.apply(before)
 
     def look(host):
-        return host.state(), program_names(host), host.run(f"{VTYSH} -c 'show running-config'").out
+        return host.state(), program_names(host), host.run(f"{VTYSH} -c 'show running-config'", check=False).out
 
     def go(host, code, **env):
-        return host.apply(wanted_, code=code, **env)
+        return host.apply(after, code=code, **env)
 
     assert kill_at_each_point(new_host, scope, prepare, go, look) >= 4
