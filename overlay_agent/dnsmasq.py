@@ -20,7 +20,8 @@ from contextlib import suppress
 from typing import Any
 
 from overlay_agent import sockets
-from overlay_agent.kinds.dnsmasq import EXTRA, MISSING, OPTION, Dnsmasq
+from overlay_agent.fields import EXTRA, MISSING
+from overlay_agent.kinds.dnsmasq import OPTION, Dnsmasq
 
 #: Static leases, names, name servers, and what dnsmasq itself writes: who has which address until when.
 HOSTS, NAMES, RESOLV, LEASES = "hosts", "names", "resolv", "leases"

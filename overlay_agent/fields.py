@@ -347,6 +347,20 @@ class Others(Keyed):
         return None if value == {} else f"{value!r} is what only a look at the host can tell; leave it out"
 
 
+class Lines(Keyed):
+    """Lines of a service's configuration that no field explains, each EXTRA or MISSING; no document asks for one."""
+
+    def __init__(self) -> None:
+        super().__init__("line", Choice([]), Empty())
+
+    def differences(self, name: str, found: Any, wanted: Any) -> list[Difference]:
+        changed = [line for line in sorted(found.keys() | wanted.keys()) if found.get(line) != wanted.get(line)]
+        there = {line for line in changed if found.get(line) == EXTRA or wanted.get(line) == MISSING}
+        return [(f"line {line}", {}, None) if line in there else (f"line {line}", None, {}) for line in changed]
+
+
+#: What a line is that should not be there, and one that should.
+EXTRA, MISSING = "not declared", "missing"
 #: As Docker takes names (RestrictedNamePattern); of a network also a single letter (tried with 20.10).
 DOCKER_NETWORK = Pattern(
     r"[A-Za-z0-9][A-Za-z0-9_.-]*",

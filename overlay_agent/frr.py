@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from overlay_agent.kinds.evpn import EXTRA, MISSING, Evpn
+from overlay_agent.fields import EXTRA, MISSING
+from overlay_agent.kinds.evpn import Evpn
 
 Path = tuple[str, ...]
 

@@ -62,21 +62,10 @@ class _Leases(fields.Keyed):
         return [(what, _words(is_), _words(want)) for what, is_, want in super().differences(name, found, wanted)]
 
 
-class _Lines(fields.Keyed):
-    """Lines of the service's files that no field explains; no document asks for one."""
-
-    def differences(self, name: str, found: Any, wanted: Any) -> list[Difference]:
-        changed = [line for line in sorted(found.keys() | wanted.keys()) if found.get(line) != wanted.get(line)]
-        there = {line for line in changed if found.get(line) == EXTRA or wanted.get(line) == MISSING}
-        return [(f"line {line}", {}, None) if line in there else (f"line {line}", None, {}) for line in changed]
-
-
 def _words(lease: Mapping[str, str] | None) -> str | None:
     return None if lease is None else " ".join(lease[key] for key in ("address", "address6", "mac") if key in lease)
 
 
-#: What a line is that should not be there, and one that should.
-EXTRA, MISSING = "not declared", "missing"
 _ODD = r"\x00-\x1f\x22\x23\x7f-\xa0\u2028\u2029"
 VALUE = _Value(rf"([^ {_ODD}]([^{_ODD}]*[^ {_ODD}])?)?", 'one line of text without " and #')
 OPTION = _Option(r"(option6?:)?[a-z0-9][a-z0-9-]*", "an option's name or number, such as ntp-server or 42")
@@ -125,7 +114,7 @@ class Dnsmasq(Spec):
     authoritative: bool = attribute(fields.Flag(), default=True)
     #: Whether it is running. Like `lines` it is there to be read: where it was stopped by hand, an undo stops it again.
     running: bool = attribute(fields.Flag(), default=True)
-    lines: dict[str, Any] = attribute(_Lines("line", fields.Choice([]), fields.Empty()), default={})
+    lines: dict[str, Any] = attribute(fields.Lines(), default={})
 
 
 #: What a DHCP option is called here that a field sets.

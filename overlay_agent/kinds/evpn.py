@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from overlay_agent.document import Document
     from overlay_agent.kernel import Kernel
 
-#: What a line is that should not be there, and one that should.
-EXTRA, MISSING = "not declared", "missing"
 
 #: Numbers that are nobody's, with why.
 _RESERVED = {
@@ -105,15 +103,6 @@ class Vnis(fields.Keyed):
         return {vni: {key: inner for key, inner in more.items() if inner} for vni, more in value.items()}
 
 
-class Lines(fields.Keyed):
-    """Lines of the configuration that no field explains; no document asks for one."""
-
-    def differences(self, name: str, found: Any, wanted: Any) -> list[Difference]:
-        changed = [line for line in sorted(found.keys() | wanted.keys()) if found.get(line) != wanted.get(line)]
-        there = {line for line in changed if found.get(line) == EXTRA or wanted.get(line) == MISSING}
-        return [(f"line {line}", {}, None) if line in there else (f"line {line}", None, {}) for line in changed]
-
-
 @dataclasses.dataclass(frozen=True)
 class Evpn(Spec):
     """The host as a BGP speaker (iBGP). Units: keepalive and hold in seconds."""
@@ -146,7 +135,7 @@ class Evpn(Spec):
     #: Whether all of it is running. Like `lines` it is there to be read, also by an undo.
     running: bool = attribute(fields.Flag(), default=True)
     #: What no field explains: in the configuration that bgpd runs with, and not declared, or missing there.
-    lines: dict[str, Any] = attribute(Lines("line", fields.Choice([]), fields.Empty()), default={})
+    lines: dict[str, Any] = attribute(fields.Lines(), default={})
 
 
 class EvpnKind(Kind):
@@ -189,7 +178,7 @@ class EvpnKind(Kind):
         return out
 
     def listens(self, spec: Evpn) -> list[Listens]:
-        peers = tuple(sorted(spec.neighbors.values()))
+        peers = (*sorted(spec.neighbors.values()), *sorted(spec.ranges))
         return [Listens("tcp", spec.port, peers), *([Listens("udp", _BFD_PORT, peers)] if spec.bfd else [])]
 
     def commands(self, name: str, spec: Evpn, mark: str) -> list[list[str]]:
@@ -268,7 +257,8 @@ class EvpnKind(Kind):
         from overlay_agent import frr  # noqa: PLC0415 - as above
 
         there = _There(wanted.owner.alias(name))
-        out = _wrong_host(spec)
+        is_so = self.find(kernel, name, there.mark) == spec
+        out = [] if is_so else _wrong_host(spec)
         if out:
             return out
         out += _wrong_others(name, there, wanted)
@@ -282,7 +272,7 @@ class EvpnKind(Kind):
         password = _password(kernel, spec)
         if password is not None and not re.fullmatch(r"[!-~]{1,80}", password):
             out.append("password: the secret is not 1 to 80 printable characters without spaces; set another")
-        elif not out and self.find(kernel, name, there.mark) != spec:
+        elif not out and not is_so:
             said = frr.refusal(frr.text(frr.paths(spec, password)), password)
             out += [f"FRR refuses its configuration: {said}"] if said else []
         return out
@@ -350,8 +340,8 @@ class _There:
         from overlay_agent import daemon, frr  # noqa: PLC0415 - as above
 
         password = _password(kernel, spec)
-        wanted = [path for path in frr.paths(spec, password) if spec.lines.get(" / ".join(path)) != MISSING]
-        wanted += [tuple(line.split(" / ")) for line, what in spec.lines.items() if what == EXTRA]
+        wanted = [path for path in frr.paths(spec, password) if spec.lines.get(" / ".join(path)) != fields.MISSING]
+        wanted += [tuple(line.split(" / ")) for line, what in spec.lines.items() if what == fields.EXTRA]
         files = {_CONFIG: frr.text(wanted, f"! {self.mark}"), _EMPTY: f"! {self.mark}\n"}
         argvs = self.argvs(spec) if spec.running else {}
         live = daemon.running(self.id)[1] == argvs.get(_BGPD) and argvs
