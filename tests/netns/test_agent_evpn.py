@@ -339,7 +339,6 @@ def test_one_reflector_down_loses_nothing_between_the_clients(fabric, programs):
     assert re.fullmatch(rf"evpn: no session with a \({re.escape(address('a'))}\): \w+", done.report["waits"][0])
     assert done.lines == done.report["waits"]
     assert fabric["a"].agent("check", code=2).report["drift"] == ["evpn: running want on, is off"]
-    assert fabric.is_whole(HOSTS.replace("a", "")) or address("a") in fabric.peers("c")
     fabric["a"].apply(wanted("a"))
     assert lost(ping) == 0
 
@@ -389,7 +388,7 @@ def test_a_host_that_is_cut_off_and_back(fabric):
     assert fabric["e"].agent("check", code=None).report["drift"] == []
     fabric.switch.run("ip link set to-e up")
     until(fabric.is_whole)
-    assert fabric.containers["c"].pings(fabric.ip("e"))
+    until(lambda: fabric.containers["c"].pings(fabric.ip("e")))
     assert lost(ping) == 0
 
 
