@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from agent_support import OWNER, Host, Node, bridge, container, document, kill_at_each_point, vxlan
 
+pytestmark = pytest.mark.skipif(not shutil.which("vtysh"), reason="FRR is not installed (the VM lab's image has none)")
 REFLECTORS, CLIENTS = "ab", "cde"
 HOSTS = REFLECTORS + CLIENTS
 RANGE = "198.18.0.0/24"
