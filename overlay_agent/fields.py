@@ -208,8 +208,8 @@ def holds_bridge(field: dataclasses.Field[Any]) -> bool:
 class Peers(Keyed):
     """Peers by name. The kernel knows only their addresses, so those are what is compared."""
 
-    def __init__(self) -> None:
-        super().__init__("peer", Label(), Address())
+    def __init__(self, value: Type | None = None) -> None:
+        super().__init__("peer", Label(), value or Address())
 
     def differences(self, name: str, found: Any, wanted: Any) -> list[Difference]:
         found, wanted = self.normal(found), self.normal(wanted)

@@ -8,6 +8,7 @@ stack's business. GRE needs none: the kernel takes it only from a tunnel's remot
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,12 +29,26 @@ PRIORITY = -10
 #: Where the session id stands in an L2TPv3 packet straight in IP (RFC 3931, section 4.1.1), and IP's number for it.
 SESSION_OFFSET, SESSION_BITS, L2TP = 0, 32, 115
 
+class _From(fields.Type):
+    """One address, or all of a network (nft(8), prefix)."""
+
+    def check(self, value: Any) -> str | None:
+        if fields.Address().check(value) is None or fields.Subnet().check(value) is None:
+            return None
+        return f"{value!r} is neither an IP address nor a network"
+
+    def normal(self, value: Any) -> Any:
+        # nft shows a network of one address as that address.
+        network = ipaddress.ip_network(value)
+        return str(network.network_address if network.num_addresses == 1 else network)
+
+
 _PARTS: dict[str, fields.Type] = {
     "protocol": fields.Choice(["udp", "l2tp"]),
     "port": fields.Integer(1, 65535),
     "vni": fields.Integer(1, 16777215),
     "session": fields.Integer(1, 0xFFFFFFFF),
-    "peers": fields.Peers(),
+    "peers": fields.Peers(_From()),
 }
 #: What an entry of each protocol has to have, and may have beside it.
 _NEEDS = {"udp": ("port", "peers"), "l2tp": ("session", "peers")}
@@ -183,14 +198,23 @@ def _parsed(expressions: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, s
             one["session"] = right
         elif payload.get("field") == "saddr":
             found = right["set"] if isinstance(right, dict) and "set" in right else [right]
-            if not all(isinstance(address, str) for address in found):
+            texts = [_address(address) for address in found]
+            if None in texts:
                 return None, ""
-            one["peers"] = {address: address for address in found}
+            one["peers"] = {text: text for text in texts}
         else:
             return None, ""
     whole = "port" in one or ("session" in one and one.get("protocol") == "l2tp")
     fits = whole and verdict and bool(one["peers"]) == (verdict == "accept")
     return (one, verdict) if fits else (None, "")
+
+
+def _address(found: Any) -> str | None:
+    """An address as nft has it, or a network."""
+    if isinstance(found, str):
+        return found
+    prefix = found.get("prefix") if isinstance(found, dict) else None
+    return f"{prefix['addr']}/{prefix['len']}" if prefix else None
 
 
 KIND = FirewallKind()

@@ -70,6 +70,17 @@ def arriving(host, other, *packets):
     return {tuple(line.split()) for line in receiver.communicate()[0].splitlines()}
 
 
+def test_a_whole_network_gets_in(pair):
+    host, other = pair
+    networks = {"near": "198.18.0.0/26", "one": "198.18.0.200/32", "far": "198.19.0.0/16"}
+    host.apply(only_firewall(peers=networks))
+    assert arriving(host, other, (PEER, 42), (STRANGER, 42)) == {(PEER, "42")}
+    assert host.apply(only_firewall(peers=networks)).lines == ["a: nothing to do, 1 object as declared"]
+    fewer = {key: value for key, value in networks.items() if key != "near"}
+    host.apply(only_firewall(peers=fewer))
+    assert arriving(host, other, (PEER, 42)) == set()
+
+
 def test_who_gets_in(pair):
     host, other = pair
     packets = [(PEER, 42), (STRANGER, 42), (STRANGER, 43), ("2001:db8::66", 42)]
