@@ -11,7 +11,7 @@ from typing import Any
 from overlay_agent import document
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, typed
-from overlay_components import config, errors, plan
+from overlay_components import config, errors, evpn, plan
 from overlay_components.config import TUNNELS
 from overlay_components.errors import ConfigErrors
 from overlay_components.lock import Lock
@@ -20,7 +20,7 @@ from overlay_components.secrets import NO_DIGITS, SHOWN, Secrets
 from overlay_components.tunnel import MESH
 
 #: How an explained command reads a secret value on a host of ours.
-_SECRET_FILE = re.compile(r"\$\(od [^)]*\)")
+_SECRET_FILE = re.compile(r"\$\((?:od|cat) [^)]*\)")
 
 
 def lines(raw: Mapping[str, Any], owner: Owner, name: str | None, lock: Lock) -> dict[str, list[str]]:
@@ -61,6 +61,11 @@ def _peer(raw: Mapping[str, Any], owner: Owner, name: str, made: Plan, lock: Loc
                 out += _mirrored(name, facts["more"].get("ends", {}))
                 if TUNNELS[facts["kind"]].pairwise and facts["topology"] == MESH and len(facts["ends"]) > 2:
                     out.append("#   its devices must pass nothing to each other: a mesh would loop")
+    bgp = raw.get("evpn") or {}
+    if name in bgp.get("routeReflectors", ()):
+        ends += 1
+        who = bgp.get("range") or "the hosts"
+        out.append(f"# BGP EVPN: route reflector of AS {bgp.get('asn', evpn.ASN)}; clients: {_text(who)}")
     if not ends:
         return [*out, "# no tunnel has this end: there is nothing to type"]
     try:

@@ -19,7 +19,7 @@ import pydantic
 import yaml
 
 from overlay_agent import fields
-from overlay_components import bridge, encryption, errors, gretap_tunnel, l2tp_tunnel, model, vxlan_tunnel
+from overlay_components import bridge, encryption, errors, evpn, gretap_tunnel, l2tp_tunnel, model, vxlan_tunnel
 from overlay_components.dhcp_router import DhcpOptions
 from overlay_components.errors import ConfigErrors
 from overlay_components.model import Checked, Model
@@ -44,6 +44,7 @@ _DEEPEST, _MOST = 32, 1_000_000
 _ADOPT = "Take over bridges and tunnels of the same names that were made by hand, as they are"
 _Encryption = encryption.Options
 _SegmentEncryption = encryption.OfSegment
+_Evpn = evpn.EvpnOptions
 
 
 def _described(default: Any, description: str) -> Any:
@@ -219,6 +220,7 @@ class Config(Model):
         encryption.EncryptionOptions(kind=encryption.NONE),
         "wireguard: all segments' tunnels run inside of WireGuard; an object for its settings",
     )
+    evpn: _Evpn | None = _described(None, "BGP between the hosts of tunnels with topology: evpn")
     open_firewall: Annotated[bool, Checked(fields.Flag())] = _described(
         False, "Whether the hosts' firewalls are opened for the tunnels, for the peers' addresses only"
     )

@@ -21,7 +21,7 @@ from overlay_components import model, names
 from overlay_components.model import Checked
 from overlay_components.names import Placeholder
 from overlay_components.secrets import Secrets, Value
-from overlay_components.tunnel import MULTICAST, End, Tunnel
+from overlay_components.tunnel import EVPN, MULTICAST, End, Tunnel
 
 if TYPE_CHECKING:
     from overlay_components.config import Config
@@ -147,6 +147,12 @@ class Encryption:
         if tunnel.options.topology == MULTICAST:
             wrong.append(
                 f"{tunnel.where}.topology: 'multicast' in an encrypted segment; WireGuard carries none: write mesh"
+            )
+        if tunnel.options.topology == EVPN:
+            wrong.append(
+                f"{tunnel.where}.topology: 'evpn' in an encrypted segment; WireGuard needs to know each peer, so every "
+                "host would have to know all others, and its addresses inside are IPv6's, which FRR does not take: "
+                "write mesh"
             )
         wrong += [
             f"{tunnel.where}.endpoints: {end.name} is not managed, so no key of it is known; leave it out, or set "

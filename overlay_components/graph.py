@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from overlay_components import errors
 from overlay_components.config import Config
 from overlay_components.plan import Plan, SegmentRow, TunnelRow
+from overlay_components.tunnel import EVPN
 
 if TYPE_CHECKING:
     from overlay_components.verify import Segment
@@ -136,6 +138,8 @@ def _words(name: str, tunnel: TunnelRow) -> str:
     numbers = [str(number) for number in tunnel["more"].get("vnis", ())]
     if numbers:
         words.append(f"VNI {numbers[0]}" if len(numbers) == 1 else f"VNIs {numbers[0]} and {len(numbers) - 1} more")
+    if tunnel["topology"] == EVPN:
+        words.append(f"told by {errors.listed(tunnel['more']['routeReflectors'])}")
     return f"{name}: {', '.join(words)}"
 
 

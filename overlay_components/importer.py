@@ -539,6 +539,10 @@ class _Importer:
             out["endpoints"] = ends
         out["ifname"] = one.ends[0].name
         for end in one.ends:
+            if one.kind == "vxlan" and not end.spec.learning and end.spec.neigh_suppress:
+                why = "BGP tells it of its peers, it seems; write topology: evpn, and overlay:evpn"
+                self._note(end.host, end.name, why)
+                continue
             for field in ("neigh_suppress", "port_learning"):
                 if getattr(end.spec, field) != (field == "port_learning"):
                     what = json_name(field)

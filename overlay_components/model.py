@@ -304,6 +304,26 @@ class SecretKey(_Secret):
         return _KEY_BYTES
 
 
+class SecretText(_Secret):
+    """A secret of at most `longest` bytes: one word of ASCII, as configuration files take it."""
+
+    longest: int
+
+    def wrong(self, text: str) -> str | None:
+        """A word, and not too long."""
+        if len(text) > self.longest:
+            return f"{len(text)} characters; give {self.form}"
+        return None if re.fullmatch(r"[!-~]+", text) else f"{SHOWN} is empty, or not one word; give {self.form}"
+
+    def bytes_of(self, text: str) -> bytes:
+        """As it is."""
+        return text.encode("ascii")
+
+    def length_of(self, ciphertext: str) -> int | None:  # noqa: ARG002 - any will do
+        """Not needed before the value is known."""
+        return None
+
+
 def _is_secret(type_: Type) -> bool:
     return isinstance(type_.first if isinstance(type_, fields.Either) else type_, _Secret)
 

@@ -12,7 +12,7 @@ import dataclasses
 import os
 import signal
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -21,7 +21,7 @@ import pulumi
 from pulumi import Input, Output, ResourceOptions, runtime
 from pulumi.runtime.proto.engine_pb2_grpc import EngineStub
 from pulumi_command import local
-from typing_extensions import Self
+from typing_extensions import Required, Self
 
 from overlay_agent.document import Owner
 from overlay_components import _outputs, _project, _sdk, agent, component, config, connection, live, lock, repair
@@ -57,12 +57,26 @@ class EncryptionArgs(TypedDict, total=False):
     preshared_key: Input[str]
 
 
+class EvpnArgs(TypedDict, total=False):
+    """Keys of `overlay:evpn` (docs/stack-file.md)."""
+
+    asn: int
+    route_reflectors: Required[Sequence[str]]
+    range: str | Sequence[str]
+    password: Input[str]
+    bfd: bool
+    port: int
+    keepalive: int
+    hold: int
+
+
 class Overlay(pulumi.ComponentResource):
     """All overlay networks of one environment: `with Overlay("prod"): ...`.
 
     Leaving the block raises one pulumi.RunError with every error that was found. `peers`,
-    `defaults`, `encryption` and `open_firewall` are as in the stack file (docs/stack-file.md). `lock` has the addresses
-    of containers that say none: a lock file's path, or addresses by segment and container (docs/containers.md).
+    `defaults`, `encryption`, `evpn` and `open_firewall` are as in the stack file (docs/stack-file.md). `lock` has the
+    addresses of containers that say none: a lock file's path, or addresses by segment and container
+    (docs/containers.md).
     `live`: hosts are asked first, and what has drifted is shown and repaired (docs/operations.md).
     """
 
@@ -74,6 +88,7 @@ class Overlay(pulumi.ComponentResource):
         peers: Mapping[str, Any] | None = None,
         open_firewall: bool | None = None,
         encryption: Literal["wireguard", "none"] | EncryptionArgs | None = None,
+        evpn: EvpnArgs | None = None,
         lock: str | Path | Lock | None = None,
         live: bool | None = None,
         opts: ResourceOptions | None = None,
@@ -88,6 +103,7 @@ class Overlay(pulumi.ComponentResource):
                 "peers": peers,
                 "open_firewall": open_firewall,
                 "encryption": words(encryption) if isinstance(encryption, Mapping) else encryption,
+                "evpn": evpn and words(evpn),
             }
         )
         self.lock = _lock(lock)
@@ -114,6 +130,7 @@ class Overlay(pulumi.ComponentResource):
             peers=raw.get("peers"),
             open_firewall=raw.get("openFirewall"),
             encryption=raw.get("encryption"),
+            evpn=raw.get("evpn"),
             lock=locked,
             live=raw.get("live"),
         )

@@ -23,7 +23,19 @@ from overlay_agent.kinds.firewall import Firewall
 from overlay_agent.kinds.host_guard import HostGuard
 from overlay_agent.kinds.self_heal import SelfHeal
 from overlay_agent.kinds.uplink import PREFIX
-from overlay_components import addressing, bridge, encryption, errors, model, mtu, names, routing, snippets, tunnel
+from overlay_components import (
+    addressing,
+    bridge,
+    encryption,
+    errors,
+    evpn,
+    model,
+    mtu,
+    names,
+    routing,
+    snippets,
+    tunnel,
+)
 from overlay_components.addressing import Book, Span
 from overlay_components.config import TUNNELS, Config, Segment
 from overlay_components.errors import ConfigErrors
@@ -207,6 +219,7 @@ class _Planner:
         #: The same for the host's own firewall, by device: it can tell apart what shares a port.
         self.allowed: dict[str, dict[str, Any]] = {name: {} for name in config.hosts}
         self.encryption = encryption.Encryption(config, owner.label, secrets, self.wrong)
+        self.evpn = evpn.Controlled(config, self.ends, secrets)
         self.routing = routing.Routing(config, owner.label, self.ends, self.services, self.wrong)
 
     def plan(self) -> Plan:
@@ -224,6 +237,7 @@ class _Planner:
             for number, subnet in enumerate(segment.options.subnets)
         )
         self._encrypt()
+        self._control()
         self._check_names()
         self._check_macs()
         self._check_service_ports()
@@ -281,6 +295,7 @@ class _Planner:
 
     def _warn_of_peers(self, segments: Iterable[_Members]) -> None:
         used = {end for segment in segments for one in segment.tunnels for end in one.ends}
+        used |= self.evpn.reflectors.keys()
         if not self.wrong:
             self.warnings += [
                 f"peers.{name}: no tunnel has this end; name it in a tunnel's endpoints, or leave it out"
@@ -312,6 +327,7 @@ class _Planner:
                 tunnels[number] = self.encryption.inside(one)
             elif one:
                 self.encryption.plain(one)
+                self.evpn.note(one, bridged=options.bridge is not None)
         hosts = [self.ends[host] for host in members if self.ends[host].managed]
         bridge_name = None if options.bridge is None else bridge.name_of(name, options.bridge)
         made = _Members(name, where, options, hosts, [t for t in tunnels if t], bridge_name)
@@ -690,7 +706,7 @@ class _Planner:
                 kind=one.options.kind,
                 topology=one.options.topology,
                 ends=list(one.ends),
-                more=one.kind.facts(one, specs),
+                more={**one.kind.facts(one, specs), **self.evpn.facts(one)},
             )
         return rows
 
@@ -798,6 +814,13 @@ class _Planner:
             self.rules[host][name] = rule
             self.allowed[host][name] = {**rule}
 
+    def _control(self) -> None:
+        """BGP, for the tunnels whose hosts do not know each other."""
+        self.warnings += self.evpn.check(self.wrong, open_firewall=self.config.open_firewall)
+        for host, spec, rules in self.evpn.services():
+            self.routing.add(host, evpn.NAME, spec, "evpn")
+            self.rules[host].update(rules)
+
     def _check_service_ports(self) -> None:
         """No tunnel has a port that the segments' DHCP servers hear on, at all addresses of their hosts."""
         for host, services in self.services.items():
@@ -809,16 +832,17 @@ class _Planner:
                     self.clashes["", where, why].append(host)
 
     def _allow(self, at: Attachment, one: Tunnel, spec: Device) -> None:
+        peers = self.evpn.sources if one.options.topology == tunnel.EVPN else at.peers
         protocol, port = one.kind.listens(spec)
         told_by = one.kind.told_by(spec)
         if told_by is not None:
             own = {} if port is None else {"port": port}
-            self.allowed[at.host.name][at.device] = {"protocol": protocol, **own, **told_by, "peers": at.peers}
+            self.allowed[at.host.name][at.device] = {"protocol": protocol, **own, **told_by, "peers": peers}
         if at.host.encryption:
             return
         name = at.device if one.kind.port_each(one.options) else one.base
         rule = self.rules[at.host.name].setdefault(name, Rule(protocol=protocol, port=port, peers={}))
-        rule["peers"].update(at.peers)
+        rule["peers"].update(peers)
 
 
 def _add_snippets(containers: Mapping[str, dict[str, ContainerRow]], segments: Mapping[str, SegmentRow]) -> None:

@@ -697,7 +697,7 @@ class Router:
             via = _bare(containers[said]["address"] or "")
         else:
             known = [*ends, *containers]
-            self.wrong.append(f"{where}: unknown next hop {said!r}; {errors.instead(said, known)}")
+            self.wrong.append(f"{where}: unknown next hop {errors.shown(said)}; {errors.instead(said, known)}")
             return None
         if names.known(via) and (not _parsed(via) or _ip(via).version != version):
             self.wrong.append(f"{where}: {said} has no IPv{version} address to go by; name another next hop")

@@ -22,8 +22,9 @@ from overlay_components import errors, model, names
 from overlay_components.model import Checked
 
 #: How ends are joined. mesh: all of them, by one device a host or one for each two ends, as the kind has it.
-#: multicast: the same, found by the underlay's multicast. pairs: two and two. hub: one end with each other.
-MESH, MULTICAST, PAIRS, HUB = "mesh", "multicast", "pairs", "hub"
+#: multicast: the same, found by the underlay's multicast; evpn: the same, told by BGP. pairs: two and two. hub: one end
+#: with each other.
+MESH, MULTICAST, EVPN, PAIRS, HUB = "mesh", "multicast", "evpn", "pairs", "hub"
 _TWO = 2
 
 
@@ -204,6 +205,9 @@ class Tunnel:
                     yield Attachment(self.ends[host], self.device(host, peer), label, {peer: addresses[peer]})
         # The first host of a mesh has no peer yet.
         for end in [] if self.pairs or self.kind.pairwise else self.hosts:
+            if self.options.topology == EVPN:  # nobody names all the others
+                yield Attachment(end, self.base, "", {})
+                continue
             peers = dict(addresses)
             del peers[end.name]
             yield Attachment(end, self.base, "", peers)
@@ -367,7 +371,7 @@ def too_long(name: str, key: str) -> str:
 
 
 def _count(where: str, options: TunnelOptions, chosen: Sequence[str], wrong: list[str]) -> None:
-    may_grow = options.endpoints is None and options.topology in {MESH, MULTICAST}
+    may_grow = options.endpoints is None and options.topology in {MESH, MULTICAST, EVPN}
     if len(chosen) < (1 if may_grow else _TWO):
         say = f"only {chosen[0]!r}" if chosen else "none"
         wrong.append(f"{where}.endpoints: {say}; a tunnel has at least two ends")

@@ -18,16 +18,19 @@ from typing_extensions import Unpack
 from overlay_agent import fields
 from overlay_agent.kinds import Device
 from overlay_agent.kinds.vxlan import OVERHEAD, Vxlan
-from overlay_components import errors, model, names, tunnel
+from overlay_components import errors, evpn, model, names, tunnel
 from overlay_components.bridge import Bridge
 from overlay_components.component import TunnelArgs, TunnelComponent
 from overlay_components.model import Checked
-from overlay_components.tunnel import HUB, MESH, MULTICAST, PAIRS, Attachment, Claim, Tunnel
+from overlay_components.tunnel import EVPN, HUB, MESH, MULTICAST, PAIRS, Attachment, Claim, Tunnel
 
 #: What the planner fills in.
 _PLANNED = [*(f.name for f in dataclasses.fields(Device)), "vni", "local", "device", "peers"]
 _VNI: fields.Integer = next(f.metadata["type"] for f in dataclasses.fields(Vxlan) if f.name == "vni")
 
+
+#: What BGP tells is not to be learned once more from traffic.
+_TOLD_BY_BGP = {"learning": False, "port_learning": False, "neigh_suppress": True}
 
 _WORDS = {
     "port": "UDP port (Linux' own default, without the project, is 8472)",
@@ -54,8 +57,9 @@ _WORDS = {
 class VxlanOptions(tunnel.TunnelOptions):
     """A VXLAN tunnel's keys that are not one device's attributes."""
 
-    topology: Annotated[str, Checked(fields.Choice([MESH, PAIRS, HUB, MULTICAST]))] = pydantic.Field(
-        default=MESH, description="mesh: all ends, one device a host; pairs; hub; multicast: found by the underlay"
+    topology: Annotated[str, Checked(fields.Choice([MESH, PAIRS, HUB, MULTICAST, EVPN]))] = pydantic.Field(
+        default=MESH,
+        description="mesh: all ends, one device a host; pairs; hub; multicast: found by it; evpn: told by BGP",
     )
     vni: Annotated[int | None, Checked(_VNI)] = pydantic.Field(default=None, description="The network's number")
     vni_range: Annotated[tuple[int, int] | None, Checked(model.NumberRange(_VNI.low, _VNI.high))] = pydantic.Field(
@@ -63,6 +67,9 @@ class VxlanOptions(tunnel.TunnelOptions):
     )
     vnis: dict[Annotated[str, Checked(model.Name())], Annotated[int, Checked(_VNI)]] = pydantic.Field(
         default={}, description="For hub and pairs: VNIs given by hand, by spoke or pair"
+    )
+    route_target: Annotated[str | None, Checked(fields.optional(evpn.RouteTarget()))] = pydantic.Field(
+        default=None, description="For evpn: what marks the network's routes, in and out; default: <asn>:<vni>"
     )
 
 
@@ -84,6 +91,7 @@ class VxlanTunnelKind(tunnel.TunnelKind):
         before = len(wrong)
         vnis = _vnis(tunnel, wrong)
         _check_group(tunnel, wrong)
+        _check_evpn(tunnel, wrong)
         if len(wrong) > before:
             return
         values = model.values_of(tunnel.options, Vxlan, leave_out=_PLANNED)
@@ -93,7 +101,7 @@ class VxlanTunnelKind(tunnel.TunnelKind):
                 at,
                 Vxlan(
                     **common(at),
-                    **values,
+                    **{**values, **(_TOLD_BY_BGP if tunnel.options.topology == EVPN else {})},
                     vni=vnis[at.label],
                     local=at.host.local,
                     device=at.host.device,
@@ -141,7 +149,7 @@ def _vnis(tunnel: Tunnel, wrong: list[str]) -> dict[str, int]:
     if not tunnel.pairs:
         for key, value in (("vniRange", options.vni_range), ("vnis", options.vnis)):
             if value:
-                wrong.append(f"{tunnel.where}.{key}: only for topology hub or pairs; a {options.topology} has one: vni")
+                wrong.append(f"{tunnel.where}.{key}: only for topology hub or pairs; {options.topology} has one: vni")
         if options.vni is None:
             wrong.append(f"{tunnel.where}.vni: missing; give a whole number from {_VNI.low} to {_VNI.high}")
         return {"": options.vni or 0}
@@ -207,6 +215,16 @@ def _derived(tunnel: Tunnel, options: VxlanOptions, wrong: list[str]) -> dict[st
     return out
 
 
+def _check_evpn(tunnel: Tunnel, wrong: list[str]) -> None:
+    options = tunnel.options
+    if options.topology != EVPN:
+        if options.route_target is not None:
+            wrong.append(f"{tunnel.where}.routeTarget: {options.route_target!r}; only topology: evpn has one")
+        return
+    if options.learning and "learning" in options.model_fields_set:
+        wrong.append(f"{tunnel.where}.learning: true; with topology: evpn a host is told, and learns nothing by itself")
+
+
 def _check_group(tunnel: Tunnel, wrong: list[str]) -> None:
     options = tunnel.options
     if options.topology != MULTICAST:
@@ -231,6 +249,7 @@ class VxlanArgs(TunnelArgs, total=False):
     vni: int
     vni_range: str
     vnis: dict[str, int]
+    route_target: str
     port: int
     group: str
     ttl: int | str

@@ -328,6 +328,22 @@ def test_explain_a_peer_of_a_mesh_of_such(overlay, tmp_path):
     assert "bridge link set dev gt-app-a isolated on\n" in said
 
 
+def test_explain_peers_that_speak_bgp(overlay, tmp_path):
+    bgp = "  overlay:evpn: {routeReflectors: [a, lonely], asn: 65010, range: 198.18.0.0/24, password: s3cret}\n"
+    text = PEER.replace("kind: vxlan, vni: 42", "kind: vxlan, topology: evpn, vni: 42")
+    assert text != PEER
+    (tmp_path / "Pulumi.x.yaml").write_text(text + bgp)
+    said = overlay("explain", "r", "Pulumi.x.yaml").stdout
+    facts = "vnis 42, port 4789, asn 65010, routeReflectors a, lonely, routeTarget 65010:42"
+    assert f"# segment app, tunnel mesh: vxlan, {facts}; with a, b\n" in said
+    assert "type vxlan id 42 dstport 4789 local 198.18.0.77" in said
+    assert "bridge fdb" not in said, "BGP tells it"
+    reflector = overlay("explain", "lonely", "Pulumi.x.yaml").stdout
+    assert "# BGP EVPN: route reflector of AS 65010; clients: 198.18.0.0/24\n" in reflector
+    assert "vxlan" not in reflector
+    assert "s3cret" not in said + reflector
+
+
 def test_explain_a_peer_that_no_linux_host_could_be(overlay, tmp_path):
     text = PEER.replace("endpoints: [a, b, r]", "topology: pairs, endpoints: [[a, r], [b, r]]")
     (tmp_path / "Pulumi.x.yaml").write_text(text)

@@ -19,6 +19,7 @@ from overlay_components import (
     config,
     dhcp_router,
     encryption,
+    evpn,
     foreign_bridge,
     gretap_tunnel,
     l2tp_tunnel,
@@ -286,6 +287,7 @@ class TestTheDocument:
             ("overlay:hosts", config.Host),
             ("underlay", config.Underlay),
             ("overlay:peers", config.Peer),
+            ("overlay:evpn", evpn.EvpnOptions),
             ("overlay:segments", config.Segment),
             ("bridge", bridge.OPTIONS),
             ("attach", foreign_bridge.AttachOptions),
@@ -319,6 +321,7 @@ class TestTheDocument:
             dhcp_router.DhcpOptions,
             encryption.EncryptionOptions,
             encryption.HostOptions,
+            evpn.EvpnOptions,
         ]
         for key, text in rows:
             defaults = {
@@ -340,7 +343,7 @@ JSON = st.recursive(
     | st.sampled_from(
         [
             *("a", "b", "10.10.0.1", "10.10.0.0/24", "none", "fd00::1/64", "1-9", "a-b", "x"),
-            *("vxlan", "gretap", "l2tp", "hub", "pairs"),
+            *("vxlan", "gretap", "l2tp", "hub", "pairs", "evpn"),
         ]
     ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

@@ -212,6 +212,23 @@ CASES = {
             "h2 br0: ageing 20 -> 10",
         ],
     ),
+    "told by BGP": (
+        pair(*({"br0": link("bridge", n), "vx0": vxlan(16 + n, end, other, master="br0", learning=False,
+                                                       portLearning=False, neighSuppress=True)}
+               for n, end, other in ((1, A, B), (2, B, A)))),
+        {
+            "br0": {
+                "bridge": {"name": "br0"},
+                "tunnels": {"vxlan": {"kind": "vxlan", "vni": 42, "learning": False, "ifname": "vx0"}},
+            }
+        },
+        [
+            "h1 vx0: BGP tells it of its peers, it seems; write topology: evpn, and overlay:evpn",
+            "h2 vx0: BGP tells it of its peers, it seems; write topology: evpn, and overlay:evpn",
+            "h1 vx0: neighSuppress on -> off, portLearning off -> on",
+            "h2 vx0: neighSuppress on -> off, portLearning off -> on",
+        ],
+    ),
     "a ring with spanning tree": (
         pair({**plain(1, B, stp=True), "vx1": vxlan(5, A, B, vni=43, master="br0")},
              {**plain(2, A, stp=True), "vx1": vxlan(6, B, A, vni=43, master="br0")}),
