@@ -55,7 +55,7 @@ def verify() -> None:
     with os.fdopen(os.dup(0), "rb", buffering=0) as incoming:
         request = json.loads(_line(incoming))
         asked = Asked(request, Kernel())
-        _say({"ready": asked.states})
+        _say({"ready": asked.states, **({"sessions": _sessions()} if request.get("evpn") else {})})
         go = json.loads(_line(incoming) or b"null")
         if go is None:  # nobody asks any more
             return
@@ -278,6 +278,13 @@ def state_of(kernel: Kernel, device: str, tunnels: Sequence[str]) -> dict[str, A
                 row["flood"] = sorted(e.dst for e in kernel.fdb(tunnel) if e.mac == FLOOD and e.dst)
         out["tunnels"][name] = row
     return out
+
+
+def _sessions() -> dict[str, str]:
+    """How BGP's sessions are, by the neighbour's address."""
+    from overlay_agent import frr  # noqa: PLC0415 - only where there is one
+
+    return {address: str(one.get("state")) for address, one in frr.sessions().items()}
 
 
 def docker_bridges(devices: Any) -> dict[str, str]:

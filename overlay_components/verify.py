@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from overlay_agent.kinds import KINDS, Device
+from overlay_components import evpn
 from overlay_components.config import Config
 from overlay_components.plan import Plan, SegmentRow
 
@@ -18,6 +19,8 @@ from overlay_components.plan import Plan, SegmentRow
 _NO_SUCH_NAME = 3
 #: How much of a subnet is searched from its end for an address that nobody has.
 _SEARCHED = 4096
+#: A BGP session that is up (RFC 4271, 8.2.2).
+_ESTABLISHED = "Established"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Verification:
             },
             "underlay": sizes,
             "docker": sorted(self._docker(host)),
+            "evpn": evpn.NAME in self.made.documents.get(host, {}).get("services", {}),
         }
 
     def device(self, segment: str, host: str) -> str:
@@ -153,8 +157,9 @@ class Verification:
         known |= {self.hosts[other].underlay_address} if other in self.hosts else set()
         for name, spec in self.tunnels.get((segment, host), {}).items():
             peers = [address for listens in KINDS[spec.KIND].listens(spec) for address in listens.peers]
-            if getattr(spec, "group", None):
-                peers = [str(getattr(one, "local", "")) for one in theirs.values() if one.KIND == spec.KIND]
+            if not peers:  # it finds them by multicast, or is told of them by BGP
+                alike = [one for one in theirs.values() if (one.KIND, _vni(one)) == (spec.KIND, _vni(spec))]
+                peers = [str(getattr(one, "local", "")) for one in alike]
             found = next((address for address in peers if address in known), None)
             if found:
                 yield name, spec, found
@@ -293,7 +298,7 @@ class _Said:
             flood = self.ready[a]["ready"][self.segment]["tunnels"][device].get("flood")
             wanted = getattr(spec, "group", None) or address
             if flood is not None and wanted not in flood:
-                return f"no FDB entry for {wanted} on {a}'s {device}"
+                return f"no FDB entry for {wanted} on {a}'s {device}{self.untold(a, b)}"
         if not ways:
             return f"no frame of {a}'s gets to {b}, to which it has no tunnel of its own: look at who is between them"
         device, spec, address = ways[0]
@@ -303,6 +308,17 @@ class _Said:
             to = next((address for _, _, address in self.run.ways(self.segment, b, a)), a)
             return f"{b} hears {a}, but its answers do not come back: {self.blocked(b, a, to)}"
         return way
+
+    def untold(self, a: str, b: str) -> str:
+        """Why BGP has not told a of b; nothing where that is not BGP's to tell."""
+        for host in (a, b):
+            sessions = self.ready[host].get("sessions")
+            if sessions is None:
+                return ""
+            if _ESTABLISHED not in sessions.values():
+                tried = [f"{self.who(host, address)} is {state}" for address, state in sessions.items()]
+                return f": {host} has no BGP session ({', '.join(tried) or 'its bgpd does not run'})"
+        return f": BGP has not told {a} of {b}"
 
     def blocked(self, a: str, b: str, address: str) -> str:
         """What is known of the underlay from a to b, when no tunnel's packet gets through."""
@@ -434,6 +450,10 @@ def _nat(by: str, answer: Mapping[str, Any], wanted: Mapping[str, Any]) -> Check
 def _is(host: str, device: str, what: str) -> str:
     """How a device of ours is that others changed, or that is not there yet."""
     return f"{host}'s {device} is {what}; run `pulumi up`" if what == "missing" else f"{host}'s {device} is {what}"
+
+
+def _vni(spec: Device) -> int | None:
+    return getattr(spec, "vni", None)
 
 
 def _overhead(spec: Device) -> int:

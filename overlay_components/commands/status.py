@@ -46,6 +46,7 @@ def status(hosts: HostNames = None, stack: StackName = None, json: AsJson = Fals
     show("Hosts", ["host", "state", "since", "what"], (_summary(host, row) for host, row in rows.items()))
     show("Devices", ["segment", "host", "device", "kind", "state", "received", "sent", "lost"], _sorted(_devices(rows)))
     show("Services", ["segment", "host", "service", "kind", "state", "since"], _sorted(_services(rows)))
+    show("BGP", ["host", "neighbour", "address", "state", "since", "routes"], list(_sessions(rows)))
     show("Leases", ["segment", "host", "address", "name", "MAC", "until"], _sorted(_leases(rows)))
     for line in back:
         typer.echo(line)
@@ -117,6 +118,12 @@ def _leases(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
         for lease in one.get("leases", ()):
             until = _time(lease["until"]) if lease["until"] else "for ever"
             yield [segment, host, lease["address"], lease["name"] or "-", lease["mac"] or "-", until]
+
+
+def _sessions(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
+    for _, host, _, one in _objects(rows):
+        for name, its in one.get("sessions", {}).items():
+            yield [host, name, its["address"], its["state"] or "-", _time(its["since"]), str(its["prefixes"])]
 
 
 def _sorted(rows: Iterator[list[str]]) -> list[list[str]]:

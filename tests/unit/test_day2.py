@@ -189,6 +189,18 @@ def cells(text):
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
+def test_status_of_bgp(world):
+    sessions = {
+        "h1": {"address": "198.18.0.11", "state": "Established", "since": 1.8e9, "prefixes": 7},
+        "h2": {"address": "198.18.0.12", "state": "Active", "since": None, "prefixes": 0},
+    }
+    evpn = {"kind": "evpn", "there": True, "since": 1.7e9, "sessions": sessions}
+    world.said = {"a": (0, report(objects={"evpn": evpn}), ()), "b": "timed out"}
+    rows = cells(overlay("status").stdout)
+    assert "a h1 198.18.0.11 Established 2027-01-15T08:00:00Z 7" in rows
+    assert "a h2 198.18.0.12 Active - 0" in rows
+
+
 def test_status_of_all_there_is(world):
     world.said = {"a": (0, report(), ()), "b": "timed out"}
     rows = cells(overlay("status").stdout)

@@ -119,6 +119,37 @@ def tunnel(ready, host, **values):
     ready["ready" if "ready" in ready else host]["ready"]["app"]["tunnels"]["vx-app"].update(values)
 
 
+def by_bgp():
+    raw = copy.deepcopy(RAW)
+    raw["evpn"] = {"routeReflectors": ["a", "b"], "range": "198.18.0.0/24"}
+    raw["segments"]["app"]["tunnels"] = {"fabric": {"kind": "vxlan", "vni": 42, "topology": "evpn"}}
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("sessions", "why"),
+    [
+        ({}, ": a has no BGP session (its bgpd does not run)"),
+        ({B: "Active"}, f": a has no BGP session ({B} (b) is Active)"),
+        ({B: "Active", C: "Established"}, ": BGP has not told a of b"),
+    ],
+)
+def test_what_bgp_did_not_tell(sessions, why):
+    def untold(r, f):
+        missing(r, f)
+        r["a"]["sessions"], r["b"]["sessions"] = sessions, {A: "Established"}
+
+    segment = result(untold, by_bgp())
+    assert segment.cells["a"]["b"].why == f"no FDB entry for {B} on a's vx-app{why}"
+    assert segment.cells["a"]["c"].good
+
+
+def test_bgp_is_asked_for_where_it_is():
+    assert {request["evpn"] for request in verification(by_bgp()).requests().values()} == {True}
+    assert {request["evpn"] for request in verification().requests().values()} == {False}
+    assert verification(by_bgp()).requests()["a"]["underlay"] == {B: 1500, C: 1500}
+
+
 def missing(r, f):
     tunnel(r, "a", flood=[C])
     deaf(f, "a", "b")
