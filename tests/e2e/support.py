@@ -36,7 +36,7 @@ nft --stateless list ruleset | sort
 ip -o address show eth0 | sed 's/valid_lft.*//'
 ip -4 route show table all | sed 's/ linkdown//'; ip -6 route show table all | grep -vE 'fe80::|ff00::'
 sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding
-ps -e -o comm= | grep -xE 'dnsmasq|keepalived' | sort
+ps -e -o comm= | grep -xE 'dnsmasq|keepalived|bgpd|zebra|bfdd|watchfrr' | sort
 ls -A /etc/systemd/system /run/overlay 2>/dev/null
 """
 #: What the kernel makes in every namespace as soon as GRE's module is there (fb_tunnels_only_for_init_net).
@@ -284,7 +284,8 @@ class Stack(Project):
             link = links[device]
             data = link["linkinfo"]["info_data"]
             assert (link["linkinfo"]["info_kind"], link["mtu"], link.get("master")) == ("vxlan", mtu, switch)
-            assert (data["id"], data["port"], data["learning"]) == (tunnel["vni"], tunnel.get("port", 4789), True)
+            numbers = (tunnel["vni"], tunnel.get("port", 4789), tunnel.get("topology") != "evpn")
+            assert (data["id"], data["port"], data["learning"]) == numbers
             assert data.get("local", data.get("local6")) == addresses[host]
             assert "UP" in link["flags"]
             fdb = json.loads(self.lab.run(host, ["bridge", "-j", "fdb", "show", "dev", device]).stdout)
