@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from pulumi import Output
+from pulumi_command import local
 
 from overlay_components import Bridge, Host, Overlay, VxlanTunnel
-from tests.components.world import KEY, run
+from tests.components.world import KEY, World, run
 
 PASSWORD = "p4ssw0rd"
 
@@ -34,3 +36,20 @@ def test_a_program_says_the_same_as_a_stack_file():
     references = {service["password"] for service in services.values()}
     assert len(references) == 1
     assert references.pop().startswith("bgp-password:")
+
+
+@pytest.mark.parametrize("new", ["b", "c"])
+def test_with_an_address_that_is_not_known_yet(new):
+    def with_a_new_host():
+        with Overlay("prod", evpn={"route_reflectors": ["a", "b"], "range": "192.0.2.0/24"}):
+            late = local.Command("server", create="make").stdout
+            addresses = {n: f"192.0.2.{i}" for i, n in enumerate("abc", 11)} | {new: late}
+            hosts = [Host(n, address=addresses[n], host_key=KEY, user="root") for n in "abc"]
+            VxlanTunnel("app-fabric", bridge=Bridge("app", hosts=hosts), vni=42, topology="evpn")
+
+    world = run(with_a_new_host, World(preview=True))
+    services = {host: world.document(f"prod-{host}")["services"]["evpn"] for host in "abc"}
+    assert services[new]["routerId"] == f"<address of {new}>"
+    assert f"<address of {new}>" in services["a"].get("neighbors", {}).values() or new == "c"
+    made = run(with_a_new_host, World(made={"server": {"stdout": "192.0.2.77"}}))
+    assert made.document(f"prod-{new}")["services"]["evpn"]["local"] == "192.0.2.77"
