@@ -75,10 +75,12 @@ def lines(listing: str) -> list[str]:
     return found
 
 
-def as_listed(family: str, name: str, ruleset: str) -> list[str]:
-    """`lines` of the ruleset as this nft lists it, which differs from version to version. Raises KernelError."""
+def as_listed(family: str, name: str, ruleset: str, devices: Sequence[str] = ()) -> list[str]:
+    """`lines` of the ruleset as this nft lists it, which differs from version to version. `devices`: what its chains
+    are bound to. Raises KernelError."""
     # In a network namespace that ends with the command: nothing of the host is touched.
-    script = f"nft -f - && nft list table {family} {name}"
+    stand_ins = "".join(f"ip link add {device} type bridge && " for device in devices)
+    script = f"{stand_ins}nft -f - && nft list table {family} {name}"
     done = subprocess.run(["unshare", "--net", "sh", "-c", script], input=ruleset.encode(), capture_output=True,
                           check=False, env={**os.environ, "LC_ALL": "C"})  # fmt: skip
     if done.returncode:

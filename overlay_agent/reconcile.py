@@ -15,7 +15,7 @@ from typing import Any
 
 from overlay_agent import bridges, fields
 from overlay_agent import document as documents
-from overlay_agent.diff import REMOVE, SET, Change, diff, remaking, row_text
+from overlay_agent.diff import CREATE, REMOVE, SET, Change, diff, remaking, row_text
 from overlay_agent.document import Document
 from overlay_agent.errors import KernelError
 from overlay_agent.fields import RECREATE, Difference
@@ -140,7 +140,14 @@ def compare(
         there[name] = is_ = found(kernel, name, mark(name), kinds.get(name, set()) | ({spec.KIND} if spec else set()))
         if spec is not None and is_ is not None:
             beside[name] = KINDS[is_.KIND].beside(kernel, name, mark(name))
-    return diff(wanted, there, beside)
+    changes = diff(wanted, there, beside)
+    new = {change.name for change in changes if change.action in (CREATE, RECREATE)}
+    touched = {change.name for change in changes}
+    for name, spec in wanted.items():
+        on = sorted(KINDS[spec.KIND].devices(spec) & new) if spec is not None and name not in touched else []
+        if on:
+            changes.append(Change(name, SET, there[name], spec, [("port", None, device) for device in on]))
+    return changes
 
 
 def changes_for(wanted: Document, kernel: Kernel, stored: Raw | None) -> list[Change]:

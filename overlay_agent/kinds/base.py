@@ -65,6 +65,10 @@ class Kind:
         """Fields in which what was found will do, though it is not what is wanted."""
         return set()
 
+    def devices(self, spec: Any) -> set[str]:
+        """The devices on which a service stands: it goes with each, and is set anew when one is made anew."""
+        return set()
+
     def device(self, spec: Any) -> str | None:
         """The network device that comes with a service, and that others may be ports of."""
         return None

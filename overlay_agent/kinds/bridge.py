@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 #: The kernel counts these times in clock ticks; a tick (USER_HZ) is 10 ms on every architecture.
 TICKS = 100
 _MTU_MOST = 65535
-_TIMES = {"ageing": "IFLA_BR_AGEING_TIME", "forward_delay": "IFLA_BR_FORWARD_DELAY"}
+_TIMES = {
+    "ageing": "IFLA_BR_AGEING_TIME", "forward_delay": "IFLA_BR_FORWARD_DELAY", "hello_time": "IFLA_BR_HELLO_TIME",
+    "max_age": "IFLA_BR_MAX_AGE",
+}  # fmt: skip
 
 #: ip-link(8)'s words where they are not ours.
 _WORDS = {"stp": "stp_state", "ageing": "ageing_time", "multicast_snooping": "mcast_snooping"}
@@ -24,7 +27,7 @@ _WORDS = {"stp": "stp_state", "ageing": "ageing_time", "multicast_snooping": "mc
 
 @dataclasses.dataclass(frozen=True)
 class Bridge(Device):
-    """One bridge. Units: ageing and forwardDelay in seconds. All of it can be set in place."""
+    """One bridge. Units of all times: seconds. All of it can be set in place."""
 
     KIND: ClassVar[str] = "bridge"
 
@@ -35,6 +38,10 @@ class Bridge(Device):
     priority: int = attribute(fields.Integer(0, 65535), default=32768, nla="IFLA_BR_PRIORITY")
     #: The kernel refuses less than 2 s while spanning tree is on.
     forward_delay: int = attribute(fields.Integer(2, 30), default=15)
+    #: How often the root speaks, and for how long the others believe it; the kernel takes these, as 802.1D says. Of
+    #: a bridge that is not the root the kernel shows the root's times, so all of a segment have the same.
+    hello_time: int = attribute(fields.Integer(1, 10), default=2)
+    max_age: int = attribute(fields.Integer(6, 40), default=20)
     #: After how long without traffic a MAC address is forgotten; 0: at once (a hub).
     ageing: int = attribute(fields.Integer(0, 1_000_000), default=300)
     vlan_filtering: bool = attribute(fields.Flag(), default=False, nla="IFLA_BR_VLAN_FILTERING")
@@ -64,6 +71,12 @@ class BridgeKind(DeviceKind):
             seconds, ticks = divmod(link.data[nla], TICKS)
             found[field] = link.data[nla] / TICKS if ticks else seconds
         return found
+
+    def will_do(self, found: Bridge, wanted: Bridge) -> set[str]:
+        # While spanning tree changes the topology, addresses are forgotten sooner, and that is what the kernel shows
+        # (__br_set_topology_change).
+        changing = found.stp and wanted.stp and found.ageing == 2 * found.forward_delay
+        return {"ageing"} if changing else set()
 
     def words(self, name: str, spec: Bridge) -> list[str]:
         out = ["type", "bridge"]

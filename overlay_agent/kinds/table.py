@@ -50,12 +50,17 @@ class TableKind(Kind):
         from overlay_agent import nft  # noqa: PLC0415 - as above
 
         name = table_of(mark)
-        found = nft.lines(nft.text(self.family, name))
+        found = self.steady(nft.lines(nft.text(self.family, name)))
         if not found and name not in nft.tables(self.family):
             return None
         said = list(dict.fromkeys(filter(None, map(comment_of, found))))
-        ruleset = self.ruleset(spec_of(said), mark).replace(_comment(mark), "")
-        return Whole(found, nft.as_listed(self.family, name, ruleset), said)
+        spec = spec_of(said)
+        ruleset = self.ruleset(spec, mark).replace(_comment(mark), "")
+        return Whole(found, nft.as_listed(self.family, name, ruleset, sorted(self.devices(spec))), said)
+
+    def steady(self, lines: list[str]) -> list[str]:
+        """The listing without what packets have put there."""
+        return lines
 
     def image(self, kernel: Kernel, name: str, mark: str) -> dict[str, Any]:
         from overlay_agent import nft  # noqa: PLC0415 - as above

@@ -59,6 +59,8 @@ CASES = [
     Case(BR, "stp", True, (info("stp_state"), 1), "ip link set br-app type bridge stp_state 1"),
     Case(BR, "priority", 4096, (info("priority"), 4096), "ip link set br-app type bridge priority 4096"),
     Case(BR, "forward_delay", 4, (info("forward_delay"), 400), "ip link set br-app type bridge forward_delay 400"),
+    Case(BR, "hello_time", 1, (info("hello_time"), 100), "ip link set br-app type bridge hello_time 100"),
+    Case(BR, "max_age", 6, (info("max_age"), 600), "ip link set br-app type bridge max_age 600"),
     Case(BR, "ageing", 60, (info("ageing_time"), 6000), "ip link set br-app type bridge ageing_time 6000"),
     Case(BR, "vlan_filtering", True, (info("vlan_filtering"), 1), "ip link set br-app type bridge vlan_filtering 1",
          lacks="a br-app: change bridge: Operation not supported; this kernel was built without vlanFiltering: leave "
@@ -133,7 +135,8 @@ def get(link, path):
 #: What the fields hold that no document names, where that is not "off".
 USUAL = {
     "up": True, "portLearning": True, "learning": True, "udpChecksum": True, "multicastSnooping": True,
-    "priority": 32768, "forwardDelay": 15, "ageing": 300, "port": 4789, "device": None, "group": None, "df": "unset",
+    "priority": 32768, "forwardDelay": 15, "helloTime": 2, "maxAge": 20,
+    "ageing": 300, "port": 4789, "device": None, "group": None, "df": "unset",
     "sourcePorts": "0-0", "ttl": 0, "tos": 0, "flowLabel": 0, "maxAddresses": 0,
 }  # fmt: skip
 

@@ -151,6 +151,7 @@ DOCUMENT = {
             "publicAddresses": {"198.18.0.200": "10.10.0.9"},
         },
         "vrrp": {"kind": "vrrp", "interface": "br-app", "group": 7, "priority": 100, "addresses": {"10.10.0.3/24": {}}},
+        "hubs": {"kind": "hub-guard", "ports": {"vx-app": {}}},
         "guard": {"kind": "gateway-guard", "ports": {"vx-app": {}}, "addresses": {"10.10.0.1": {}, "fd00::1": {}}},
     },
 }  # fmt: skip
