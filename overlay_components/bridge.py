@@ -18,7 +18,13 @@ from overlay_components.component import Component, applied, words
 from overlay_components.model import Checked
 from overlay_components.uplinks import MODES, NAT
 
-_PLANNED = [f.name for f in dataclasses.fields(Device)]
+_PLANNED = [*(f.name for f in dataclasses.fields(Device)), "hello_time", "max_age"]
+#: Spanning tree with two hubs: the shortest times that the kernel takes. The standby takes over after max_age and
+#: twice forward_delay.
+_FAST = {"hello_time": 1, "max_age": 6, "forward_delay": 2}
+#: The first hub becomes the root, and the second is the next; of bridges on which spanning tree was left at its
+#: default none comes before them.
+_HUB_PRIORITIES = (4096, 8192)
 _Nics = dict[Annotated[str, Checked(model.Name())], Annotated[str, Checked(fields.InterfaceName())]]
 
 
@@ -73,6 +79,14 @@ def name_of(segment: str, options: BridgeOptions) -> str:
 def device(options: BridgeOptions, common: dict[str, Any]) -> BridgeSpec:
     """The agent's spec. `common`: the arguments that every device has."""
     return BridgeSpec(**common, **model.values_of(options, BridgeSpec, leave_out=_PLANNED))
+
+
+def with_hubs(spec: BridgeSpec, options: BridgeOptions, hubs: Sequence[str], host: str) -> BridgeSpec:
+    """The same where the segment has two hubs: spanning tree chooses which of them passes frames on."""
+    fast: dict[str, Any] = {key: value for key, value in _FAST.items() if key not in options.model_fields_set}
+    if host in hubs:
+        fast["priority"] = _HUB_PRIORITIES[hubs.index(host)]
+    return dataclasses.replace(spec, stp=True, **fast)
 
 
 # -- the component ---------------------------------------------------------------------------

@@ -113,6 +113,7 @@ class TunnelArgs(TypedDict, total=False):
     topology: str
     endpoints: Sequence[Any] | Mapping[str, Sequence[Any]]
     hub: Any
+    hubs: Sequence[Any]
     ifname: str
 
 

@@ -135,6 +135,9 @@ def _about(name: str, row: SegmentRow) -> str:
 
 def _words(name: str, tunnel: TunnelRow) -> str:
     words = [tunnel["kind"], tunnel["topology"]]
+    if "hubs" in tunnel:
+        active, standby = tunnel["hubs"]
+        words[-1] += f" {active} (standby {standby})"
     numbers = [str(number) for number in tunnel["more"].get("vnis", ())]
     if numbers:
         words.append(f"VNI {numbers[0]}" if len(numbers) == 1 else f"VNIs {numbers[0]} and {len(numbers) - 1} more")
@@ -206,17 +209,17 @@ class _Drawing:
     def _end(row: SegmentRow, host: str) -> list[str]:
         return [_where(row, host), *row["addresses"].get(host, ())]
 
-    def _lines(self, name: str, row: SegmentRow) -> list[tuple[str, list[str], str | None]]:
-        """The tunnels' lines: label, ends, hub. Pairs have a line each."""
-        out: list[tuple[str, list[str], str | None]] = []
+    def _lines(self, name: str, row: SegmentRow) -> list[tuple[str, list[str], tuple[str | None, ...]]]:
+        """The tunnels' lines: label, ends, hubs. Pairs have a line each."""
+        out: list[tuple[str, list[str], tuple[str | None, ...]]] = []
         for tunnel, its in row["tunnels"].items():
             options = self.config.segments[name].tunnels[tunnel]
             pairs = options.endpoints.pairs if options.endpoints and options.topology == "pairs" else {}
             label = _words(tunnel, its)
             if pairs:
-                out += [(f"{label} ({one})", list(ends), None) for one, ends in pairs.items()]
+                out += [(f"{label} ({one})", list(ends), ()) for one, ends in pairs.items()]
             else:
-                out.append((label, its["ends"], options.hub))
+                out.append((label, its["ends"], options.hubs or (options.hub,)))
         return out
 
     def _band(self, name: str, row: SegmentRow, colour: str, top: float) -> float:
@@ -237,7 +240,7 @@ class _Drawing:
         for number, text in enumerate(heading):
             kind = "title" if number == 0 else "faint"
             self._write(_GAP, top + _PADDING + _LINE * (number + 0.8), text, kind)
-        for number, (label, its, hub) in enumerate(lines):
+        for number, (label, its, hubs) in enumerate(lines):
             y = top + _PADDING + _LINE * (len(heading) + number + 0.5)
             self._write(_GAP, y + 4, label, "")
             places = sorted(self.centre[end] for end in its)
@@ -245,7 +248,7 @@ class _Drawing:
             for end in its:
                 x = self.centre[end]
                 self.out.append(_line(x, y, x, ends_at, colour))
-                size = 6 if end == hub else 4
+                size = 6 if end in hubs else 4
                 self.out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="{colour}"/>')
         for host in members:
             kind = "box" if host in row["hosts"] else "peer"

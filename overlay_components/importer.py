@@ -478,13 +478,16 @@ class _Importer:
 
     def _bridge(self, name: str, nodes: Sequence[tuple[str, str]], segment: dict[str, Any]) -> None:
         specs = {host: fields.as_found(KINDS["bridge"].spec, self.links[host][node]["spec"]) for host, node in nodes}
-        options = self._options(f"segment {name}", specs, [])
+        options = self._options(f"segment {name}", specs, ["hello_time", "max_age"])
         own = nodes[0][1]
         if own != f"br-{name}":
             options = {"name": own, **options}
         if options:
             segment["bridge"] = options
         for host, node in nodes:
+            times = [key for key in ("helloTime", "maxAge") if key in self.links[host][node]["spec"]]
+            if specs[host].stp and times:
+                self._note(host, node, f"{' and '.join(times)} is in no stack file (hubs sets it); it becomes as usual")
             if self.links[host][node]["spec"].get("vlanFiltering"):
                 self._note(host, node, "which VLANs its ports have is in no stack file; they stay as they are")
 

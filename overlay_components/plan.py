@@ -21,6 +21,7 @@ from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, Device, Spec
 from overlay_agent.kinds.firewall import Firewall
 from overlay_agent.kinds.host_guard import HostGuard
+from overlay_agent.kinds.hub_guard import HubGuard
 from overlay_agent.kinds.self_heal import SelfHeal
 from overlay_agent.kinds.uplink import PREFIX
 from overlay_components import (
@@ -76,6 +77,8 @@ class TunnelRow(TypedDict):
     kind: str
     topology: str
     ends: list[str]
+    #: The active one and the standby, where there are two.
+    hubs: NotRequired[list[str]]
     more: dict[str, Any]
 
 
@@ -189,6 +192,11 @@ class _Members:
     @property
     def host_names(self) -> list[str]:
         return [host.name for host in self.hosts]
+
+    @property
+    def with_hubs(self) -> list[Tunnel]:
+        """The tunnels with two hubs, of which there may be one."""
+        return [one for one in self.tunnels if one.two_hubs]
 
 
 class _Planner:
@@ -427,6 +435,9 @@ class _Planner:
         stp_key = None if segment.foreign else f"{where}.bridge.stp"
         graph = tunnel.loops(segment.tunnels, stp, stp_key, self.wrong)
         tunnel.split(segment.tunnels, self.wrong)
+        for one in segment.with_hubs:
+            self._check_hubs(segment, one)
+        self.warnings += [one.hint for one in segment.tunnels if one.hint]
         if segment.uplinks:
             segment.uplinks.check()
             segment.uplinks.joined(graph)
@@ -458,6 +469,38 @@ class _Planner:
                 )
         if options.containers:
             self.wrong.append(f"{where}.containers: there is no bridge to plug them into; leave out bridge: none")
+
+    def _check_hubs(self, segment: _Members, one: Tunnel) -> None:
+        """Two hubs need spanning tree on a bridge that is ours alone."""
+        bridge, where = segment.options.bridge, f"{segment.where}.bridge"
+        if bridge is None:
+            return  # told: a host has one device then
+        said = bridge.model_fields_set
+        if segment.foreign:
+            key = "attach" if bridge.attach else "docker"
+            self.wrong.append(
+                f"{one.where}.hubs: two need spanning tree, and {where}.{key} is a bridge on which the stack sets "
+                f"none; write hub: {one.hubs[0]}"
+            )
+        elif "stp" in said and not getattr(bridge, "stp", False):
+            self.wrong.append(f"{where}.stp: false, but {one.where}.hubs needs spanning tree; leave it out")
+        if "priority" in said:
+            self.wrong.append(
+                f"{where}.priority: {getattr(bridge, 'priority', '')}, but {one.where}.hubs says which bridge is the "
+                "root; leave it out"
+            )
+        nics = {"uplinks": bridge.uplinks, "extraHosts": bridge.extra_hosts}
+        self.wrong += [
+            f"{where}.{key}: beside {one.where}.hubs, whose spanning tree would meet that of the network outside; "
+            f"write hub: {one.hubs[0]}, or leave the NICs out"
+            for key, named in nics.items()
+            if named
+        ]
+        if one is not segment.with_hubs[0]:
+            self.wrong.append(
+                f"{one.where}.hubs: {segment.with_hubs[0].where} has hubs too, and a segment has one root; give one of "
+                "them a single hub"
+            )
 
     # -- addresses ---------------------------------------------------------------------------
 
@@ -674,16 +717,18 @@ class _Planner:
                 own = segment.uplinks.of_bridge(host) if segment.uplinks else {}
                 values = {**common(host.name, segment.bridge, holds=True), **own}
                 switch = bridge.device(segment.options.bridge, values)
+                for one in segment.with_hubs[:1]:
+                    switch = bridge.with_hubs(switch, segment.options.bridge, one.hubs, host.name)
                 self._add(host.name, segment.bridge, _Made(f"{segment.where}.bridge", switch, {}))
                 self._adopt(host.name, segment.bridge, segment.options)
                 self._add_nics(segment, host.name)
 
         rows: dict[str, TunnelRow] = {}
         for one in segment.tunnels:
-            isolated = one.isolated and segment.bridge is not None
 
-            def of_tunnel(at: Attachment, isolated: bool = isolated) -> dict[str, Any]:
+            def of_tunnel(at: Attachment, one: Tunnel = one) -> dict[str, Any]:
                 own = common(at.host.name, at.device, holds=segment.bridge is None)
+                isolated = one.isolates(at.host.name) and segment.bridge is not None
                 return {**own, "bridge": segment.bridge, "isolated": isolated}
 
             specs: list[Device] = []
@@ -708,7 +753,19 @@ class _Planner:
                 ends=list(one.ends),
                 more={**one.kind.facts(one, specs), **self.evpn.facts(one)},
             )
+            if one.two_hubs:
+                rows[one.name]["hubs"] = list(one.hubs)
+                self._guard_hubs(segment, one)
         return rows
+
+    def _guard_hubs(self, segment: _Members, one: Tunnel) -> None:
+        """On each end, that nothing passes by a port to a hub from which spanning tree is not heard. The first hub
+        hears none while all is well: it is the root."""
+        for end in one.hosts:
+            before = one.hubs[: one.hubs.index(end.name)] if end.name in one.hubs else one.hubs
+            if before:
+                ports: dict[str, Any] = {one.device(end.name, hub): {} for hub in before}
+                self.routing.add(end.name, f"hubs-{segment.name}", HubGuard(ports=ports), one.where)
 
     def _add(self, host: str, name: str, made: _Made) -> None:
         others = self.made[host]

@@ -26,6 +26,9 @@ from overlay_components.model import Checked
 #: with each other.
 MESH, MULTICAST, EVPN, PAIRS, HUB = "mesh", "multicast", "evpn", "pairs", "hub"
 _TWO = 2
+#: From so many ends on another topology is suggested than a mesh that nobody asked for by name: 9,900 forwarding
+#: entries in all, and 100 hosts to be visited when one more joins (docs/adr/0015).
+MANY = 100
 
 
 # -- what the user wrote ---------------------------------------------------------------------
@@ -84,6 +87,25 @@ class EndpointsType(fields.Type):
         return Endpoints(names=tuple(value))
 
 
+class HubsType(fields.Type):
+    """`[a, b]`: the active one, and the standby."""
+
+    def check(self, value: Any) -> str | None:
+        """What is wrong, or None."""
+        if not isinstance(value, (list, tuple)):
+            return f"{errors.shown(value)} is not a list of two hosts, such as [a, b]; a single one is hub: a"
+        wrong = next((w for w in map(model.Name().check, value) if w), None)
+        if wrong:
+            return wrong
+        if len(value) != _TWO:
+            return f"{errors.shown(list(value))} has {len(value)}; name two, the active and the standby, or one as hub"
+        return f"{value[0]!r} stands twice; name two hosts" if value[0] == value[1] else None
+
+    def normal(self, value: Any) -> Any:
+        """The two."""
+        return tuple(value)
+
+
 _PAIR_SCHEMA = {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}
 ENDPOINTS_SCHEMA = {
     "anyOf": [
@@ -107,6 +129,9 @@ class TunnelOptions(model.Model):
     )
     hub: Annotated[str | None, Checked(model.Name())] = pydantic.Field(
         default=None, description="The end that all others are joined with (topology: hub)"
+    )
+    hubs: Annotated[tuple[str, ...], Checked(HubsType()), pydantic.WithJsonSchema(_PAIR_SCHEMA)] = pydantic.Field(
+        default=(), description="In place of hub, two: the active one, and the standby (topology: hub)"
     )
     ifname: Annotated[str | None, Checked(fields.InterfaceName())] = pydantic.Field(
         default=None, description="The device's name; where a host has one device a peer, its beginning"
@@ -186,15 +211,32 @@ class Tunnel:
         loop (rule 12)."""
         return self.kind.pairwise and self.options.topology == MESH
 
+    @property
+    def hubs(self) -> tuple[str, ...]:
+        """The hub, or the active one and the standby."""
+        options = self.options
+        return options.hubs or ((options.hub,) if options.topology == HUB and options.hub else ())
+
+    @property
+    def two_hubs(self) -> bool:
+        """Whether there is a standby."""
+        return len(self.hubs) == _TWO
+
+    def isolates(self, host: str) -> bool:
+        """Whether the ports on that host hand nothing on to each other. The spokes of two hubs: so a frame has one
+        way alone between the hubs, and nothing can loop even if spanning tree fails."""
+        return self.isolated or (self.two_hubs and host not in self.hubs)
+
     def device(self, host: str, peer: str) -> str:
         """The name of the device on `host` that reaches `peer`. A tunnel that may grow names every one by its peer,
-        so that no device changes its name when it does."""
+        so that no device changes its name when it does; nor does one when a second hub comes."""
         topology, written = self.options.topology, self.options.endpoints
         if self.kind.pairwise and topology == PAIRS and not (written and written.pairs):
             return self.base  # two ends, and no more
-        if not (self.pairs or self.isolated) or (topology == HUB and host != self.options.hub):
-            return self.base
-        return names.for_peer(self.base, peer)
+        if topology == HUB:
+            to_first = host != self.hubs[0] and peer in ("", self.hubs[0])
+            return self.base if to_first else names.for_peer(self.base, peer)
+        return names.for_peer(self.base, peer) if self.pairs or self.isolated else self.base
 
     def attachments(self) -> Iterator[Attachment]:
         """Every device that the tunnel makes on a managed host."""
@@ -215,10 +257,28 @@ class Tunnel:
     def edges(self) -> Iterator[tuple[str, str]]:
         """The tunnel as a graph for the loop check. One device a host is a switch between the hosts, and so are a
         mesh's isolated ports: what came out of the tunnel is never sent back into it (rule 12)."""
-        if self.pairs and not self.isolated:
+        if self.pairs and not self.isolated and not self.two_hubs:
             yield from ((b, a) for a, b in self.pairs.values())
         else:
             yield from ((name, self.switch) for name in self.ends)
+
+    @property
+    def hint(self) -> str:
+        """What would do better than so large a mesh; empty: nothing, or it was asked for by name."""
+        ends = len(self.ends)
+        inside = any(end.encryption for end in self.ends.values())
+        if self.options.topology != MESH or "topology" in self.options.model_fields_set or ends < MANY or inside:
+            return ""
+        if self.kind.pairwise:
+            what = f"{ends - 1} devices on each"
+            way = "kind: vxlan has one, and topology: hub (two may be hubs) one or two on all others"
+        else:
+            what = f"{ends * (ends - 1)} forwarding entries"
+            way = "with topology: evpn, or multicast where the network carries it, it changes itself alone"
+        return (
+            f"{self.where}: a mesh of {ends} ends has {what}, and one end more changes all of them; {way}. Write "
+            "topology: mesh if it shall be one"
+        )
 
     @property
     def switch(self) -> str:
@@ -353,13 +413,42 @@ def _chosen(
             wrong.append(
                 f"{where}.endpoints: host {name!r} is not in segment {segment}; add it to segments.{segment}.hosts"
             )
-    if options.topology == HUB and options.hub is None:
+    if options.hubs:
+        wrong += _wrong_hubs(where, options, chosen, ends)
+    elif options.topology == HUB and options.hub is None:
         wrong.append(f"{where}.hub: missing; name one of {errors.listed(chosen)}")
     elif options.topology != HUB and options.hub is not None:
         wrong.append(f"{where}.hub: {options.hub!r}; only topology: hub has one")
     elif options.hub is not None and options.hub not in chosen:
         wrong.append(f"{where}.hub: unknown host {options.hub!r}; {errors.instead(options.hub, chosen)}")
     return chosen
+
+
+def _wrong_hubs(
+    where: str, options: TunnelOptions, chosen: Sequence[str], ends: Mapping[str, End]
+) -> Iterator[str]:
+    """What is wrong with two hubs."""
+    place = f"{where}.hubs"
+    if options.topology != HUB:
+        yield f"{place}: {errors.shown(list(options.hubs))}; only topology: hub has them"
+    if options.hub is not None:
+        yield f"{where}.hub: {options.hub!r}, and there is hubs too; keep one of them"
+    yield from (
+        f"{place}: unknown host {hub!r}; {errors.instead(hub, chosen)}" for hub in options.hubs if hub not in chosen
+    )
+    yield from (
+        f"{place}: {name!r} is not managed, and with two hubs every end runs spanning tree as the stack sets it; "
+        "leave this end out, or write hub: with one"
+        for name in chosen
+        if name in ends and not ends[name].managed
+    )
+    spokes = [name for name in chosen if name not in options.hubs]
+    labels = [f"{options.hubs[1]}-{name}" for name in spokes]
+    yield from (
+        f"{where}.endpoints: host {label!r} is called as what joins two others; with two hubs name one of them anew"
+        for label in labels
+        if label in chosen
+    )
 
 
 def too_long(name: str, key: str) -> str:
@@ -380,8 +469,11 @@ def _count(where: str, options: TunnelOptions, chosen: Sequence[str], wrong: lis
 def _pairs(
     where: str, options: TunnelOptions, written: Endpoints, chosen: Sequence[str], wrong: list[str]
 ) -> dict[str, tuple[str, str]]:
-    if options.topology == HUB and options.hub is not None and not written.pairs:
-        return {name: (options.hub, name) for name in chosen if name != options.hub}
+    hubs = options.hubs or ((options.hub,) if options.hub else ())
+    if options.topology == HUB and hubs and not written.pairs:
+        first, *standby = hubs
+        out = {name: (first, name) for name in chosen if name != first}
+        return out | {f"{hub}-{name}": (hub, name) for hub in standby for name in chosen if name not in hubs}
     if options.topology != PAIRS:
         if written.pairs:
             wrong.append(f"{where}.endpoints: pairs; only topology: pairs takes them, {options.topology} takes names")
@@ -437,15 +529,16 @@ def loops(tunnels: Sequence[Tunnel], stp: bool, stp_key: str | None, wrong: list
 
 
 def split(tunnels: Sequence[Tunnel], wrong: list[str]) -> None:
-    """Adds an error for each two meshes of isolated ports that meet on a host: nothing passes from one to the other."""
-    meshes = [one for one in tunnels if one.isolated]
-    for first, second in itertools.combinations(meshes, _TWO):
-        shared = [host.name for host in second.hosts if host.name in first.ends]
+    """Adds an error for each two tunnels whose ports are isolated on one host: nothing passes from one to the other."""
+    for first, second in itertools.combinations(tunnels, _TWO):
+        both = [host.name for host in second.hosts if host.name in first.ends]
+        shared = [host for host in both if first.isolates(host) and second.isolates(host)]
         if shared:
+            whose = "meshes" if first.isolated and second.isolated else "meshes and of two hubs' spokes"
             wrong.append(
-                f"{second.where}: meets {first.where} on {errors.listed(shared)}, and the ports of meshes pass nothing "
-                "to each other, so that nothing loops; join all ends in one mesh, or make one of them topology: hub or "
-                "pairs"
+                f"{second.where}: meets {first.where} on {errors.listed(shared)}, and the ports of {whose} pass "
+                "nothing to each other, so that nothing loops; join all ends in one mesh, or make one of them "
+                "topology: hub or pairs"
             )
 
 

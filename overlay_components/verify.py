@@ -70,6 +70,11 @@ class Verification:
         self.reserved = {name: segment.reserved for name, segment in config.segments.items()}
         self.numbers = {name: number for number, name in enumerate(self.hosts)}
         self.segments = dict(made.segments)
+        #: By segment: whom its spokes talk through.
+        self.hubs = {
+            name: [hub for one in segment.tunnels.values() for hub in one.hubs or (one.hub,) if hub]
+            for name, segment in config.segments.items()
+        }
         self.tunnels = {
             (segment, host): self._tunnels(row, host) for segment, row in made.segments.items() for host in row["hosts"]
         }
@@ -300,7 +305,10 @@ class _Said:
             if flood is not None and wanted not in flood:
                 return f"no FDB entry for {wanted} on {a}'s {device}{self.untold(a, b)}"
         if not ways:
-            return f"no frame of {a}'s gets to {b}, to which it has no tunnel of its own: look at who is between them"
+            hubs = self.run.hubs[self.segment]
+            between = " and ".join(hubs) or "who is between them"
+            more = "; hubs take ten seconds to change places" if len(hubs) > 1 else ""
+            return f"no frame of {a}'s gets to {b}, to which it has no tunnel of its own: look at {between}{more}"
         device, spec, address = ways[0]
         heard = a in self.found[b]["segments"][self.segment]["heard"]
         way = self.blocked(a, b, address) if not heard else ""

@@ -105,6 +105,18 @@ def test_a_router_stands_in_the_state_and_in_its_hosts_document():
     assert seen == [True]
 
 
+def test_two_hubs_are_given_as_hosts():
+    def program():
+        with Overlay("prod"):
+            a, b, c = ends("a", "b", "c")
+            app = Bridge("app", hosts=[a, b, c])
+            GreTapTunnel("app-gre", bridge=app, topology="hub", hubs=[b, a])
+
+    world = run(program)
+    assert world.resources["prod-app-gre"].inputs["hubs"] == ["b", "a"]
+    assert {name for name in world.document("prod-c")["devices"] if name.startswith("gt")} == {"gt-app", "gt-app-a"}
+
+
 def test_tunnels_with_two_ends_stand_in_the_state_and_in_their_hosts_documents():
     """Ends are given as hosts; a cookie is a secret input, and no document has it."""
 

@@ -217,6 +217,16 @@ def test_a_hub_and_pairs_have_lines_of_their_own():
     assert "router" in picture
 
 
+def test_two_hubs_are_named_and_both_have_the_larger_dot():
+    raw = wide()
+    raw["segments"]["hub"]["tunnels"]["star"] = {"kind": "gretap", "topology": "hub", "hubs": ["h2", "h1"], "key": 7}
+    plan, checked = made(raw)
+    picture = graph.svg("t", plan, checked)
+    assert ">star: gretap, hub h2 (standby h1)<" in picture
+    assert picture.count('r="6"') == 2
+    assert "star: gretap, hub h2 (standby h1)" in graph.mermaid(plan, checked)
+
+
 def test_pictures_stay_small():
     plan, checked = made(wide())
     assert len(graph.html("t", plan, checked)) < 120_000

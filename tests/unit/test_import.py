@@ -230,7 +230,7 @@ CASES = {
         ],
     ),
     "a ring with spanning tree": (
-        pair({**plain(1, B, stp=True), "vx1": vxlan(5, A, B, vni=43, master="br0")},
+        pair({**plain(1, B, stp=True, helloTime=1), "vx1": vxlan(5, A, B, vni=43, master="br0")},
              {**plain(2, A, stp=True), "vx1": vxlan(6, B, A, vni=43, master="br0")}),
         {
             "br0": {
@@ -241,7 +241,10 @@ CASES = {
                 },
             }
         },
-        [],
+        [
+            "h1 br0: helloTime is in no stack file (hubs sets it); it becomes as usual",
+            "h1 br0: helloTime 1 -> 2",
+        ],
     ),
     "smaller than it could be": (
         pair({"br0": link("bridge", 1, mtu=1400), "vx0": vxlan(3, A, B, master="br0", mtu=1400)},

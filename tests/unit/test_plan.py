@@ -20,6 +20,8 @@ OWNER = Owner("overlay", "test", "0")
 NAMES = ["alpha", "beta", "gamma", "delta", "epsilon", "a-host.example.org", "h1"]
 TOPOLOGIES = ["mesh", "multicast", "hub", "pairs"]
 KINDS = ["vxlan", "gretap", "l2tp"]
+#: What spanning tree with two hubs sets on a bridge.
+FAST = ["stp", "priority", "forward_delay", "hello_time", "max_age"]
 
 
 def plan_of(raw):
@@ -65,7 +67,10 @@ def stacks(draw):
         if topology in {"hub", "pairs"}:
             if kind == "vxlan":
                 tunnel["vniRange"] = f"{number * 1000000 + 1}-{number * 1000000 + 900000}"
-            if topology == "hub":
+            if topology == "hub" and len(members) > 2 and draw(st.booleans()):
+                tunnel["hubs"] = members[:2]
+                segment["bridge"] = {"ageing": 9}
+            elif topology == "hub":
                 tunnel["hub"] = members[0]
             else:
                 tunnel["endpoints"] = [list(pair) for pair in itertools.pairwise(members)]
@@ -210,13 +215,85 @@ class TestProperties:
         plan = plan_of(raw)
         for name, segment in raw["segments"].items():
             tunnel = segment.get("tunnels", {}).get("t", {})
-            for devices in plan.devices.values():
+            for host, devices in plan.devices.items():
                 for spec in devices.values():
                     if spec.bridge == f"br-{name}":
-                        assert spec.isolated == (spec.KIND != "vxlan" and tunnel["topology"] == "mesh")
+                        spoke = host not in tunnel.get("hubs", [host])
+                        assert spec.isolated == (spoke or (spec.KIND != "vxlan" and tunnel["topology"] == "mesh"))
 
 
 HOSTS = {name: {"address": f"192.0.2.{n}"} for n, name in enumerate("abcd", 11)}
+
+
+class TestTwoHubs:
+    def plan(self, kind, **tunnel):
+        more = {"vniRange": "1000-9999"} if kind == "vxlan" else {}
+        star = {"kind": kind, "topology": "hub", **more, **tunnel}
+        return plan_of({"hosts": HOSTS, "segments": {"app": {"tunnels": {"t": star}}}})
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_second_hub_renames_and_remakes_nothing(self, kind):
+        before, after = self.plan(kind, hub="a"), self.plan(kind, hubs=["a", "b"])
+        for host, devices in before.devices.items():
+            for name, spec in devices.items():
+                same = after.devices[host][name]
+                if spec.KIND == "bridge":
+                    grown = {key: getattr(same, key) for key in FAST}
+                else:
+                    grown = {"isolated": host in "cd"}
+                assert dataclasses.replace(spec, **grown) == same
+        assert not any(one.get("services") for one in before.documents.values())
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_between_two_ends_there_is_one_way_that_spanning_tree_cannot_lose(self, kind):
+        """Whatever passes on which port: what no spoke hands on has one way alone between any two hosts."""
+        plan = self.plan(kind, hubs=["b", "d"])
+        passing = {host: [s for s in devices.values() if s.bridge and not s.isolated]
+                   for host, devices in plan.devices.items()}  # fmt: skip
+        assert {host: len(found) for host, found in passing.items()} == {"a": 0, "b": 3, "c": 0, "d": 3}
+        bridges = {host: devices["br-app"] for host, devices in plan.devices.items()}
+        assert {host: one.priority for host, one in bridges.items()} == {"a": 32768, "b": 4096, "c": 32768, "d": 8192}
+        times = {(one.stp, one.hello_time, one.max_age, one.forward_delay) for one in bridges.values()}
+        assert times == {(True, 1, 6, 2)}
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_each_end_is_guarded_towards_the_hubs_before_it(self, kind):
+        plan = self.plan(kind, hubs=["b", "d"])
+        prefix = {"vxlan": "vx", "gretap": "gt", "l2tp": "l2"}[kind]
+        ports = {host: [*one.get("services", {}).get("hubs-app", {"ports": {}})["ports"]]
+                 for host, one in plan.documents.items()}  # fmt: skip
+        both = [f"{prefix}-app", f"{prefix}-app-d"]
+        assert ports == {"a": both, "b": [], "c": both, "d": both[:1]}
+
+
+class TestHints:
+    def warnings(self, count, **tunnel):
+        hosts = {f"h{n}": {"address": f"198.18.{n // 250}.{n % 250 + 1}"} for n in range(count)}
+        return plan_of({"hosts": hosts, "segments": {"app": {"tunnels": {"t": tunnel}}}}).warnings
+
+    def test_a_large_mesh_that_nobody_asked_for(self):
+        assert self.warnings(99, kind="vxlan", vni=42) == ()
+        [hint] = self.warnings(100, kind="vxlan", vni=42)
+        assert hint == (
+            "segments.app.tunnels.t: a mesh of 100 ends has 9900 forwarding entries, and one end more changes all of "
+            "them; with topology: evpn, or multicast where the network carries it, it changes itself alone. Write "
+            "topology: mesh if it shall be one"
+        )
+        assert self.warnings(100, kind="vxlan", vni=42, topology="mesh") == ()
+
+    def test_a_large_mesh_of_devices_for_two_ends(self):
+        [hint] = self.warnings(100, kind="gretap")
+        assert hint == (
+            "segments.app.tunnels.t: a mesh of 100 ends has 99 devices on each, and one end more changes all of them; "
+            "kind: vxlan has one, and topology: hub (two may be hubs) one or two on all others. Write topology: mesh "
+            "if it shall be one"
+        )
+        assert self.warnings(100, kind="gretap", topology="hub", hub="h0") == ()
+
+    def test_an_encrypted_mesh_is_one_anyway(self):
+        hosts = {f"h{n}": {"address": f"198.18.0.{n + 1}"} for n in range(100)}
+        segments = {"app": {"encryption": "wireguard", "tunnels": {"t": {"kind": "vxlan", "vni": 42}}}}
+        assert plan_of({"hosts": hosts, "segments": segments}).warnings == ()
 
 
 class TestL2tpNumbers:

@@ -260,8 +260,22 @@ def test_two_spokes_of_a_hub():
     def cut(_, f):
         deaf(f, "a", "b")
 
-    why = result(cut, raw).cells["a"]["b"].why
-    assert why == "no frame of a's gets to b, to which it has no tunnel of its own: look at who is between them"
+    why = "no frame of a's gets to b, to which it has no tunnel of its own: look at "
+    assert result(cut, raw).cells["a"]["b"].why == f"{why}c"
+    pairs = {"kind": "gretap", "topology": "pairs", "endpoints": [["a", "c"], ["b", "c"]]}
+    raw["segments"]["app"]["tunnels"]["mesh"] = pairs
+    assert result(cut, raw).cells["a"]["b"].why == f"{why}who is between them"
+
+
+def test_two_spokes_of_two_hubs():
+    raw = copy.deepcopy(RAW)
+    raw["hosts"]["d"] = {"address": "198.18.0.14"}
+    raw["segments"]["app"]["tunnels"]["mesh"] = {"kind": "gretap", "topology": "hub", "hubs": ["c", "d"]}
+    why = result(lambda _, f: deaf(f, "a", "b"), raw).cells["a"]["b"].why
+    assert why == (
+        "no frame of a's gets to b, to which it has no tunnel of its own: look at c and d; hubs take ten seconds to "
+        "change places"
+    )
 
 
 @pytest.mark.parametrize(
