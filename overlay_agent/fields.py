@@ -369,6 +369,12 @@ DOCKER_NETWORK = Pattern(
 ADDRESSES = Keyed("address", Prefixed(), Empty())
 
 
+def link_local_of(mac: str) -> str:
+    """The link-local address that the kernel makes of it (RFC 4291, appendix A)."""
+    raw = bytes.fromhex(mac.replace(":", ""))
+    return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + bytes([raw[0] ^ 2]) + raw[1:3] + b"\xff\xfe" + raw[3:]))
+
+
 def optional(kind: Type) -> Type:
     """The same type, or null."""
     return Either(kind, Nothing())

@@ -72,7 +72,7 @@ RT_TABLE_MAIN, RT_TABLE_LOCAL, RTN_UNICAST = 254, 255, 1
 RTEXT_FILTER_SKIP_STATS = 8
 ADDR_GEN_EUI64, ADDR_GEN_NONE = 0, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_LABEL, IFA_CACHEINFO, IFA_FLAGS = 1, 2, 3, 6, 8
-IFA_F_TEMPORARY, IFA_F_NODAD, IFA_F_PERMANENT = 0x01, 0x02, 0x80
+IFA_F_TEMPORARY, IFA_F_NODAD, IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x01, 0x02, 0x20, 0x80
 #: Of an address's flags those that whoever adds it says: home address, temporary ones beside it, no route of its
 #: own, multicast joined with it.
 IFA_F_SAID = 0x10 | 0x100 | 0x200 | 0x400
@@ -296,6 +296,7 @@ class Kernel(Netlink):
         #: L2TP's tunnels, by id (l2tp.py).
         self.tunnels: dict[int, Any] = {}
         self._addresses: dict[int, list[str]] = {}
+        self._deprecated: set[tuple[int, str]] = set()
         self._deleted_routes: set[str] = set()
         self.refresh()
 
@@ -319,6 +320,7 @@ class Kernel(Netlink):
     def refresh(self) -> None:
         """Reads all devices and addresses anew."""
         self.links, self.name_of, self.index_of, self._addresses, self.listings = {}, {}, {}, {}, {}
+        self._deprecated = set()
         request = ifinfmsg()
         request["attrs"] = [("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
         for message in self._dump(RTM_GETLINK, request):
@@ -336,10 +338,17 @@ class Kernel(Netlink):
             if message["scope"] != SCOPE_LINK:
                 spelled = str(ipaddress.ip_interface(f"{address}/{message['prefixlen']}"))
                 self._addresses.setdefault(message["index"], []).append(spelled)
+                if ~message["flags"] & (IFA_F_DEPRECATED | IFA_F_PERMANENT) == 0:
+                    self._deprecated.add((message["index"], spelled))
 
     def addresses(self, link: Link) -> list[str]:
         """The device's addresses with prefix length, without link-local ones of IPv6."""
         return self._addresses.get(link.index, [])
+
+    def is_deprecated(self, link: Link, address: str) -> bool:
+        """Whether the device holds that address for good and does not send from it while it has others (RFC 4862,
+        section 5.5.4). IPv6."""
+        return (link.index, address) in self._deprecated
 
     def device_with(self, address: str) -> Link | None:
         """The device that holds the address."""
@@ -574,6 +583,28 @@ class Kernel(Netlink):
             times = {"ifa_preferred": 0, "ifa_valid": FOREVER, "cstamp": 0, "tstamp": 0}
             message["attrs"].append(("IFA_CACHEINFO", times))
         self._change(f"{name}: add address {address}", RTM_NEWADDR, [message], NLM_F_CREATE | NLM_F_REPLACE)
+
+    def prefer_address(self, name: str, address: str) -> None:
+        """Makes an address that `add_guest_address` added one like others."""
+        message = _address_request(self.index_of[name], address)
+        self._change(f"{name}: prefer address {address}", RTM_NEWADDR, [message], NLM_F_CREATE | NLM_F_REPLACE)
+
+    def replace_link_local(self, name: str, was: str, now: str | None) -> None:
+        """Gives the device that link-local address, or none, in place of the other one, which need not be there."""
+        gone = _address_request(self.index_of[name], f"{was}/64")
+        try:
+            self._change(f"{name}: remove its link-local address", RTM_DELADDR, [gone])
+        except KernelError as error:
+            if error.code != errno.EADDRNOTAVAIL:
+                raise
+        if now is None:
+            return
+        made = _address_request(self.index_of[name], f"{now}/64")
+        try:
+            self._change(f"{name}: add its link-local address", RTM_NEWADDR, [made], NLM_F_CREATE | NLM_F_EXCL)
+        except KernelError as error:
+            if error.code != errno.EEXIST:
+                raise
 
     def order_addresses(self, name: str, want: Sequence[str]) -> None:
         """Makes those of the IPv4 addresses stand in that order, when they are there but in another."""

@@ -18,7 +18,7 @@ from overlay_components.component import Component, applied, words
 from overlay_components.model import Checked
 from overlay_components.uplinks import MODES, NAT
 
-_PLANNED = [*(f.name for f in dataclasses.fields(Device)), "hello_time", "max_age"]
+_OF_PLAN = [*(f.name for f in dataclasses.fields(Device)), "deprecated", "hello_time", "max_age"]
 #: Spanning tree with two hubs: the shortest times that the kernel takes. The standby takes over after max_age and
 #: twice forward_delay.
 _FAST = {"hello_time": 1, "max_age": 6, "forward_delay": 2}
@@ -56,7 +56,7 @@ class BridgeOptions(model.Model):
 OPTIONS = model.with_fields_of(
     BridgeSpec,
     BridgeOptions,
-    leave_out=_PLANNED,
+    leave_out=_OF_PLAN,
     words={
         "stp": "Spanning tree; allows rings of tunnels. A new port then waits twice forwardDelay",
         "priority": "Spanning tree: the bridge with the lowest becomes the root",
@@ -78,7 +78,7 @@ def name_of(segment: str, options: BridgeOptions) -> str:
 
 def device(options: BridgeOptions, common: dict[str, Any]) -> BridgeSpec:
     """The agent's spec. `common`: the arguments that every device has."""
-    return BridgeSpec(**common, **model.values_of(options, BridgeSpec, leave_out=_PLANNED))
+    return BridgeSpec(**common, **model.values_of(options, BridgeSpec, leave_out=_OF_PLAN))
 
 
 def with_hubs(spec: BridgeSpec, options: BridgeOptions, hubs: Sequence[str], host: str) -> BridgeSpec:

@@ -478,7 +478,8 @@ class _Importer:
 
     def _bridge(self, name: str, nodes: Sequence[tuple[str, str]], segment: dict[str, Any]) -> None:
         specs = {host: fields.as_found(KINDS["bridge"].spec, self.links[host][node]["spec"]) for host, node in nodes}
-        options = self._options(f"segment {name}", specs, ["hello_time", "max_age"])
+        # No key says these: once taken over, a deprecated address is one like others.
+        options = self._options(f"segment {name}", specs, ["deprecated", "hello_time", "max_age"])
         own = nodes[0][1]
         if own != f"br-{name}":
             options = {"name": own, **options}

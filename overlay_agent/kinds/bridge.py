@@ -46,6 +46,10 @@ class Bridge(Device):
     ageing: int = attribute(fields.Integer(0, 1_000_000), default=300)
     vlan_filtering: bool = attribute(fields.Flag(), default=False, nla="IFLA_BR_VLAN_FILTERING")
     multicast_snooping: bool = attribute(fields.Flag(), default=True, nla="IFLA_BR_MCAST_SNOOPING")
+    #: Of `addresses` those of IPv6 that the host does not send from while it has others (RFC 4862, 5.5.4).
+    deprecated: dict[str, Any] = attribute(
+        fields.Keyed("deprecated address", fields.Prefixed(), fields.Empty()), default={}
+    )
 
 
 class BridgeKind(DeviceKind):
@@ -63,6 +67,8 @@ class BridgeKind(DeviceKind):
         return spec.mtu - 1 if spec.mtu > MTU_LEAST else spec.mtu + 1
 
     def encode(self, field: str, value: Any, index: Mapping[str, int]) -> dict[str, Any]:
+        if field == "deprecated":  # no netlink attribute of a link
+            return {}
         return {_TIMES[field]: round(value * TICKS)}
 
     def from_link(self, link: Link, name_of: Mapping[int, str]) -> dict[str, Any]:
@@ -77,12 +83,17 @@ class BridgeKind(DeviceKind):
         # (__br_set_topology_change).
         changing = found.stp and wanted.stp and found.ageing == 2 * found.forward_delay
         return {"ageing"} if changing else set()
+    def observe(self, kernel: Kernel, link: Link) -> Bridge:
+        found: Bridge = super().observe(kernel, link)
+        deprecated: dict[str, Any] = {address: {} for address in found.addresses if kernel.is_deprecated(link, address)}
+        return dataclasses.replace(found, deprecated=deprecated)
 
     def words(self, name: str, spec: Bridge) -> list[str]:
         out = ["type", "bridge"]
         for field in self.own_fields():
             value = getattr(spec, field.name)
-            if value != fields.default_of(field):  # some kernels refuse what they lack even when it is off
+            # Some kernels refuse what they lack even when it is off.
+            if field.name != "deprecated" and value != fields.default_of(field):
                 number = round(value * TICKS) if field.name in _TIMES else int(value)
                 out += [_WORDS.get(field.name, field.name), str(number)]
         return out
@@ -93,7 +104,14 @@ class BridgeKind(DeviceKind):
             nic = spec.mac[len(fields.OF) :]
             address = f'"$(cat /sys/class/net/{nic}/address)"'
             made[0] = ["sh", "-c", " ".join([*made[0]]).replace(spec.mac, address)]
+        for words in made:
+            if words[:3] == ["ip", "address", "add"] and words[3] in spec.deprecated:
+                words += ["preferred_lft", "0"]
         return made + docker_user.commands(mark, docker_user.within(name))
+
+    def wrong(self, spec: Bridge) -> list[str]:
+        unfit = [a for a in sorted(spec.deprecated) if a not in spec.addresses or ":" not in a]
+        return [f"deprecated: {a} is not an IPv6 address in addresses; add it there" for a in unfit]
 
     def passes(self, name: str, spec: Bridge) -> list[Passes]:
         return [Passes(name)]
@@ -132,6 +150,8 @@ class BridgeKind(DeviceKind):
 
     def create(self, kernel: Kernel, name: str, spec: Bridge, mark: str, image: Mapping[str, Any]) -> None:
         super().create(kernel, name, spec, mark, image)
+        for address in spec.deprecated:
+            kernel.add_guest_address(name, address)
         docker_user.put(kernel, mark, docker_user.within(name))
 
     def change(self, kernel: Kernel, name: str, spec: Bridge, found: Bridge, mark: str) -> None:
@@ -144,6 +164,17 @@ class BridgeKind(DeviceKind):
             kernel.set_link(name, mtu=found.mtu + (1 if found.mtu < _MTU_MOST else -1), mac=found.mac)
             kernel.set_link(name, mtu=found.mtu, mac=None)
         super().change(kernel, name, spec, found, mark)
+        known = not spec.mac.startswith(fields.OF) and not found.mac.startswith(fields.OF)
+        if found.up and known and (spec.mac, spec.link_local) != (found.mac, found.link_local):
+            # The kernel makes one when the device comes up, and keeps it for good. A router is known by it.
+            if spec.link_local:
+                kernel.replace_link_local(name, *map(fields.link_local_of, (found.mac, spec.mac)))
+            elif alias == mark:
+                kernel.replace_link_local(name, fields.link_local_of(found.mac), None)
+        for address in spec.deprecated:
+            kernel.add_guest_address(name, address)
+        for address in found.deprecated.keys() & spec.addresses.keys() - spec.deprecated.keys():
+            kernel.prefer_address(name, address)
         docker_user.put(kernel, mark, docker_user.within(name))
 
     def delete(self, kernel: Kernel, name: str, mark: str) -> None:
