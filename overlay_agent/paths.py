@@ -95,6 +95,10 @@ class Asked:
         for name, wanted in request["segments"].items():
             device = bridges.get(wanted["device"], wanted["device"])
             self.states[name] = state_of(kernel, device, wanted["tunnels"])
+            if wanted.get("anycast") and device in kernel.links:
+                link = kernel.links[device]
+                held = [address.partition("/")[0] for address in kernel.addresses(link)]
+                self.states[name]["gateway"] = {"mac": link.mac, "addresses": held}
             if self.states[name]["state"] == "up":
                 self.segments[wanted["number"]] = _Segment(name, wanted, device, kernel.links[device].mac)
         kernel.close()

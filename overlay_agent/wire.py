@@ -26,11 +26,14 @@ _DISCOVER, _OFFER = 1, 2
 
 
 def checked(device: str, mac: bytes, check: Mapping[str, Any]) -> dict[str, Any]:
-    """What was answered on this device to what `check` asks for: dhcp, dns, nat. `source`: the address to ask from;
-    `own`: the host has it. `taken`: somebody else has."""
+    """What was answered on this device to what `check` asks for: dhcp, dns, nat; gateway: who else has that address, by
+    MAC address. `source`: the address to ask from; `own`: the host has it. `taken`: somebody else has."""
     own = bool(check["own"])
     with Wire(device, mac if own else b"\x02" + os.urandom(5), check.get("source") or "0.0.0.0", own=own) as asking:  # noqa: S104 - none
         out: dict[str, Any] = {}
+        if "gateway" in check:
+            other = asking.where(check["gateway"], PROBE)
+            out["gateway"] = other.hex(":") if other else None
         if "dhcp" in check:
             out["dhcp"] = asking.discover(check["dhcp"].get("mac"))
         if not own and ("dns" in check or "nat" in check) and asking.is_taken():

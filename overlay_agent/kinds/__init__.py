@@ -9,8 +9,9 @@ from overlay_agent.kinds.base import DEVICES, SERVICES, Device, DeviceKind, Kind
 
 #: What documents call them; a hyphen is an underscore in the file's name.
 _NAMES = (
-    "bridge", "uplink", "docker-network", "host-guard", "gateway-guard", "hub-guard", "wireguard", "vxlan", "gretap",
-    "ip6gretap", "l2tp", "forwarding", "routes", "nat", "evpn", "vrrp", "dnsmasq", "firewall", "self-heal",
+    "bridge", "uplink", "docker-network", "host-guard", "gateway-guard", "hub-guard", "anycast-gateway", "wireguard",
+    "vxlan", "gretap", "ip6gretap", "l2tp", "forwarding", "routes", "nat", "evpn", "vrrp", "dnsmasq", "firewall",
+    "self-heal",
 )  # fmt: skip
 #: Of those whose file has another's name.
 _FILES = {"ip6gretap": "gretap"}

@@ -83,6 +83,7 @@ class BridgeKind(DeviceKind):
         # (__br_set_topology_change).
         changing = found.stp and wanted.stp and found.ageing == 2 * found.forward_delay
         return {"ageing"} if changing else set()
+
     def observe(self, kernel: Kernel, link: Link) -> Bridge:
         found: Bridge = super().observe(kernel, link)
         deprecated: dict[str, Any] = {address: {} for address in found.addresses if kernel.is_deprecated(link, address)}

@@ -153,6 +153,10 @@ DOCUMENT = {
         "vrrp": {"kind": "vrrp", "interface": "br-app", "group": 7, "priority": 100, "addresses": {"10.10.0.3/24": {}}},
         "hubs": {"kind": "hub-guard", "ports": {"vx-app": {}}},
         "guard": {"kind": "gateway-guard", "ports": {"vx-app": {}}, "addresses": {"10.10.0.1": {}, "fd00::1": {}}},
+        "anycast": {
+            "kind": "anycast-gateway", "interface": "br-app", "mac": "02:00:00:00:00:01", "own": "02:00:00:00:00:05",
+            "addresses": {"10.10.0.1": {}, "fd00::1": {}}, "ports": {"vx-app": {}}, "dhcp": True,
+        },
     },
 }  # fmt: skip
 
