@@ -19,7 +19,17 @@ import pydantic
 import yaml
 
 from overlay_agent import fields
-from overlay_components import bridge, encryption, errors, evpn, gretap_tunnel, l2tp_tunnel, model, vxlan_tunnel
+from overlay_components import (
+    anycast,
+    bridge,
+    encryption,
+    errors,
+    evpn,
+    gretap_tunnel,
+    l2tp_tunnel,
+    model,
+    vxlan_tunnel,
+)
 from overlay_components.dhcp_router import DhcpOptions
 from overlay_components.errors import ConfigErrors
 from overlay_components.model import Checked, Model
@@ -174,6 +184,12 @@ _Tunnel = Annotated[TunnelOptions, pydantic.PlainValidator(_tunnel), pydantic.Wi
 _Bridge = Annotated[
     bridge.BridgeOptions | None, pydantic.PlainValidator(_bridge), pydantic.WithJsonSchema(_BRIDGE_SCHEMA)
 ]
+_GATEWAY_SCHEMA = {"anyOf": [{"type": "string"}, anycast.GatewayOptions.model_json_schema()]}
+_Gateway = Annotated[
+    str | anycast.GatewayOptions | None,
+    pydantic.PlainValidator(anycast.read),
+    pydantic.WithJsonSchema(_GATEWAY_SCHEMA),
+]
 _HostAddresses = Annotated[list[str], Checked(model.OneOrMore(model.OverlayAddress()))]
 
 
@@ -185,10 +201,10 @@ class Segment(Model):
     addresses: dict[_Key, _HostAddresses] = _described({}, "Addresses of the hosts in the segment, by host")
     bridge: _Bridge = _described(bridge.OPTIONS(), "The bridge; none: the addresses stand on the tunnel's device")
     mtu: _Mtu = _described(None, "Default: the most that the tunnels carry on every host")
-    gateway: _Text = _described(
+    gateway: _Gateway = _described(
         None,
-        "What containers route through: an address, a host (its first address), a container of the segment, or none; "
-        "default: the host of a DHCP router that translates addresses",
+        "What containers route through: an address, a host (its first address), a container of the segment, none, or "
+        "anycast: each its own host; default: the host of a DHCP router that translates addresses",
     )
     reserved: list[Annotated[str, Checked(model.OverlayAddress())]] = _described([], "Addresses to keep free")
     tunnels: dict[_Key, _Tunnel] = _described({}, "What joins the hosts")

@@ -159,7 +159,9 @@ class Reservation(model.Model):
 class DhcpOptions(model.Model):
     """A segment's router: DHCP, DNS and router advertisements by dnsmasq, address translation by nftables."""
 
-    host: _MaybeName = _described(None, "The host that it runs on; default: the only one with an address")
+    host: _MaybeName = _described(
+        None, "The host that it runs on; default: the only one with an address; with gateway: anycast all of them"
+    )
     hosts: list[_Name] | None = _described(None, "Two hosts in place of one: one gateway address, that moves")
     range: Annotated[list[str] | None, Checked(Ranges()), pydantic.WithJsonSchema(_RANGES)] = _described(
         None, '"low-high" or a list: what is given to whoever asks; none: static leases only; default: derived'
@@ -233,7 +235,8 @@ class DhcpArgs(TypedDict, total=False):
 
 
 class DhcpRouter(Component):
-    """DHCP, DNS, router advertisements and address translation for a segment, on one host of it or two.
+    """DHCP, DNS, router advertisements and address translation for a segment, on one host of it or two, or on each
+    where the gateway is anycast.
 
     Output: `ready`, true once all hosts of the segment are as declared.
     """

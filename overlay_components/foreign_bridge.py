@@ -215,7 +215,8 @@ class ForeignBridge:
 
     def gateways(self, book: Book) -> dict[int, str] | None:
         """What all containers route through, by IP version; None: `gateway` means what it means on any bridge."""
-        said = self.options.gateway if "gateway" in self.options.model_fields_set else None
+        # An anycast one is refused where it is made.
+        said = self.options.gateway if isinstance(self.options.gateway, str) else None
         where = f"{self.where}.gateway"
         if self.made:
             if said is not None:

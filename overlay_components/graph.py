@@ -125,11 +125,11 @@ def _address(config: Config, name: str) -> str:
 def _about(name: str, row: SegmentRow) -> str:
     words = [f"{name}: MTU {row['mtu']}", *row["subnets"]]
     if row["gateway"]:
-        words.append(f"gateway {row['gateway']}")
+        words.append(f"gateway {row['gateway']}{' on each host' if 'anycast' in row else ''}")
     if "encryption" in row:
         words.append(f"encrypted by {row['encryption']}")
     if "dhcp" in row:
-        words.append(f"DHCP on {' and '.join(row['dhcp']['hosts'])}")
+        words.append(f"DHCP on {'each host' if 'anycast' in row else ' and '.join(row['dhcp']['hosts'])}")
     return ", ".join(words)
 
 

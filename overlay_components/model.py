@@ -25,6 +25,7 @@ from overlay_components.secrets import SHOWN, Value
 
 #: What to give where a required key is missing, by that key.
 _MISSING = {
+    "anycast": "write anycast: true, or the address alone, as gateway: 10.10.0.1",
     "address": "give its IPv4 or IPv6 address",
     "host": "name the host that runs the container",
     "create": "write create: true, or attach: {docker: NETWORK} for a network that is there",

@@ -38,6 +38,7 @@ from overlay_components import (
     tunnel,
 )
 from overlay_components.addressing import Book, Span
+from overlay_components.anycast import Anycast, GatewayOptions
 from overlay_components.config import TUNNELS, Config, Segment
 from overlay_components.errors import ConfigErrors
 from overlay_components.foreign_bridge import ForeignBridge
@@ -93,6 +94,8 @@ class SegmentRow(TypedDict):
     addresses: dict[str, list[str]]
     #: Null also where each host is that of its own containers (docker.create).
     gateway: str | None
+    #: The gateway's MAC address, where it is the same on all hosts.
+    anycast: NotRequired[str]
     tunnels: dict[str, TunnelRow]
     dhcp: NotRequired[routing.DhcpRow]
     #: wireguard, where the tunnels are encrypted.
@@ -395,18 +398,19 @@ class _Planner:
             known = {ipaddress.ip_address(end.address): end for end in self.ends.values() if names.known(end.address)}
             book.holders.update({a: f"host {end.name}" for a, end in known.items() if any(a in net for net in subnets)})
         addresses = self._addresses(segment, book)
-        router = routing.Router(self.routing, segment.name, options, segment.host_names, segment.bridge)
+        anycast = self._anycast(segment, book)
+        router = routing.Router(self.routing, segment.name, options, segment.host_names, segment.bridge, anycast)
         router.settle(addresses, book, lambda place, host: self._is_member(place, host, segment))
-        if addresses or (foreign and foreign.routes):
+        if addresses or anycast or (foreign and foreign.routes):
             self._check_underlay(segment, book)
-        gateways = foreign.gateways(book) if foreign else None
+        gateways = anycast.gateways if anycast else foreign.gateways(book) if foreign else None
         if gateways is None:
             gateways = self._gateways(segment, book, addresses, router.gateway)
         for number, address in enumerate(options.reserved):
             book.enter(f"{where}.reserved[{number}]", f"reserved[{number}]", address)
         containers = self._containers(segment, book, gateways, size, runtimes, router)
         dhcp = router.services(addresses, gateways, containers, book, self.lock.get(segment.name, {}), size)
-        tunnels = self._devices(segment, addresses, size)
+        tunnels = self._devices(segment, addresses, size, anycast)
         if options.isolate_host:
             self._isolate(segment, router)
         if foreign:
@@ -421,11 +425,27 @@ class _Planner:
             gateway=next(iter(gateways.values()), None),
             tunnels=tunnels,
         )
+        if anycast and anycast.addresses:
+            row["anycast"] = anycast.mac
         if dhcp is not None:
             row["dhcp"] = dhcp
         if any(end.encryption for one in segment.tunnels for end in one.ends.values()):
             row["encryption"] = encryption.WIREGUARD
         return row, containers
+
+    def _anycast(self, segment: _Members, book: Book) -> Anycast | None:
+        """The gateway that each host is, where there is one."""
+        if not isinstance(segment.options.gateway, GatewayOptions):
+            return None
+        made = Anycast(segment.where, segment.options, segment.bridge, self.owner.label, segment.name)
+        made.settle(book, segment.foreign.owner if segment.foreign else None, self.wrong)
+        peers = sorted({name for one in segment.tunnels for name, end in one.ends.items() if not end.managed})
+        if peers and made.addresses:
+            self.warnings.append(
+                f"{made.where}: anycast, so nobody behind {errors.listed(peers)} reaches it; give them another gateway "
+                "there"
+            )
+        return made
 
     def _check_shape(self, segment: _Members) -> None:
         """Loops, islands, and what `bridge: none` needs."""
@@ -611,8 +631,9 @@ class _Planner:
 
     def _gateway_container(self, segment: _Members, addresses: Mapping[str, str | None]) -> dict[int, str]:
         """The gateway by IP version, where it is a container of the segment."""
-        address = addresses.get(segment.options.gateway or "none")
-        if address is None or segment.options.gateway in self.config.hosts:
+        said = segment.options.gateway
+        address = addresses.get(said) if isinstance(said, str) else None
+        if address is None or said in self.config.hosts:
             return {}
         if not names.known(address):
             return {ipaddress.ip_network(subnet).version: address for subnet in segment.options.subnets}
@@ -701,7 +722,9 @@ class _Planner:
 
     # -- devices -----------------------------------------------------------------------------
 
-    def _devices(self, segment: _Members, addresses: Mapping[str, list[str]], size: int) -> dict[str, TunnelRow]:
+    def _devices(
+        self, segment: _Members, addresses: Mapping[str, list[str]], size: int, anycast: Anycast | None
+    ) -> dict[str, TunnelRow]:
         def common(host: str, name: str, *, holds: bool) -> dict[str, Any]:
             own = addresses.get(host, []) if holds else []
             return {
@@ -716,7 +739,8 @@ class _Planner:
             for host in segment.hosts:
                 own = segment.uplinks.of_bridge(host) if segment.uplinks else {}
                 values = {**common(host.name, segment.bridge, holds=True), **own}
-                switch = bridge.device(segment.options.bridge, values)
+                shared = anycast.of_bridge(addresses.get(host.name, [])) if anycast else {}
+                switch = bridge.device(segment.options.bridge, {**values, **shared})
                 for one in segment.with_hubs[:1]:
                     switch = bridge.with_hubs(switch, segment.options.bridge, one.hubs, host.name)
                 self._add(host.name, segment.bridge, _Made(f"{segment.where}.bridge", switch, {}))
@@ -756,6 +780,11 @@ class _Planner:
             if one.two_hubs:
                 rows[one.name]["hubs"] = list(one.hubs)
                 self._guard_hubs(segment, one)
+        if anycast and anycast.addresses and segment.bridge is not None:
+            for name in segment.host_names:
+                own_mac = common(name, segment.bridge, holds=True)["mac"]
+                ports = [device for device, made in self.made[name].items() if made.spec.bridge == segment.bridge]
+                self.routing.add(name, f"anycast-{segment.name}", anycast.service(own_mac, ports), anycast.where)
         return rows
 
     def _guard_hubs(self, segment: _Members, one: Tunnel) -> None:

@@ -24,6 +24,7 @@ from overlay_components import addressing, dhcp_router, errors, model, names
 from overlay_components.addressing import Address, Book, Network, Span
 
 if TYPE_CHECKING:
+    from overlay_components.anycast import Anycast
     from overlay_components.config import Config, Segment
     from overlay_components.dhcp_router import DhcpOptions
     from overlay_components.plan import ContainerRow, Rule
@@ -102,6 +103,8 @@ class Routing:
         self._local: dict[str, list[tuple[Network, str]]] = {}
         #: IP versions that a host passes on.
         self._passing: dict[str, set[int]] = {}
+        #: Of segments with an anycast gateway: their hosts and subnets.
+        self._anycast: dict[str, tuple[set[str], list[str]]] = {}
         #: VRRP groups by host and interface.
         self._groups: dict[tuple[str, str, int], str] = {}
 
@@ -109,6 +112,7 @@ class Routing:
         """One service on one host."""
         wrong = fields.Label().check(name)
         if wrong:
+            wrong = wrong.replace(repr(name), errors.shown(name))
             self.wrong.append(f"{where}: the name of its service, {wrong}; give the segment a shorter name")
         self.services[host][name] = spec
         self._keys.setdefault(name, where)
@@ -141,6 +145,20 @@ class Routing:
                 "another, from 1 to 255"
             )
 
+    def meet(self, segment: str, hosts: Iterable[str], subnets: Iterable[Network]) -> None:
+        """Notes a segment with an anycast gateway: its hosts route between it and others of the kind."""
+        self._anycast[segment] = set(hosts), [str(subnet) for subnet in subnets]
+
+    def _join_anycast(self) -> None:
+        """What goes from one such segment to another of the host is not translated: the answer may come by another."""
+        for segment, (hosts, _) in self._anycast.items():
+            for host in hosts & self.services.keys():
+                there = [nets for other, (on, nets) in self._anycast.items() if other != segment and host in on]
+                spec = self.services[host].get(f"nat-{segment}")
+                if isinstance(spec, Nat) and there:
+                    routed = {**spec.routed, **{net: {} for nets in there for net in nets}}
+                    self.services[host][f"nat-{segment}"] = dataclasses.replace(spec, routed=routed)
+
     def public(self, address: str, where: str) -> None:
         """Notes a public address: one machine answers for it."""
         other = self._public.setdefault(address, where)
@@ -150,6 +168,7 @@ class Routing:
     def finish(self, made: Mapping[str, Iterable[str]], rules: Mapping[str, dict[str, Rule]]) -> None:
         """What is seen only of all segments. `made`: the devices' names by host; `rules`: what tunnels listen on, to
         which the forwarded ports are added."""
+        self._join_anycast()
         self._check_ports(rules)
         self._check_routes()
         for host, versions in self._passing.items():
@@ -219,7 +238,17 @@ class Routing:
 class Router:
     """One segment's router. The planner calls it in the order of the methods here."""
 
-    def __init__(self, routing: Routing, name: str, options: Segment, hosts: Sequence[str], bridge: str | None) -> None:
+    def __init__(
+        self,
+        routing: Routing,
+        name: str,
+        options: Segment,
+        hosts: Sequence[str],
+        bridge: str | None,
+        anycast: Anycast | None = None,
+    ) -> None:
+        #: All members are the gateway, each of its own containers.
+        self.anycast = anycast
         self.routing, self.name, self.segment, self.members, self.bridge = routing, name, options, hosts, bridge
         self.where = f"segments.{name}"
         self.at = f"{self.where}.dhcp"
@@ -243,7 +272,7 @@ class Router:
             self.wrong.append(f"{self.at}: the segment has no subnets; give it one, such as subnets: [10.10.0.0/24]")
             return
         self.hosts = self._hosts(self.dhcp, addresses, is_member)
-        for host in self.hosts:
+        for host in self.hosts if self.anycast is None else ():
             for subnet in book.subnets:
                 self._own_address(host, subnet, addresses, book)
         for name, reservation in self.dhcp.reservations.items():
@@ -253,6 +282,13 @@ class Router:
     def _hosts(
         self, dhcp: DhcpOptions, addresses: Mapping[str, list[str]], is_member: Callable[[str, str], bool]
     ) -> list[str]:
+        if self.anycast is not None:
+            self.wrong += [
+                f"{self.at}.{key}: {said}; with an anycast gateway each host serves its own containers: leave it out"
+                for key, said in (("host", dhcp.host), ("hosts", dhcp.hosts and errors.listed(dhcp.hosts)))
+                if said is not None
+            ]
+            return list(self.members)
         if dhcp.host is not None and dhcp.hosts is not None:
             self.wrong.append(f"{self.at}.hosts: there is host {dhcp.host!r} too; keep one of them")
             return []
@@ -294,7 +330,8 @@ class Router:
         said += [r.address for r in self.dhcp.reservations.values()] if self.dhcp else []
         # That of an attached bridge may be this host, by its owner's choice.
         attached = options.bridge is not None and options.bridge.attach
-        said += [options.gateway] if options.gateway and _parsed(options.gateway) and not attached else []
+        gateway = options.gateway if isinstance(options.gateway, str) else None
+        said += [gateway] if gateway and _parsed(gateway) and not attached else []
         return {_ip(text) for text in said if text is not None and names.known(text)}
 
     def _wanted_spans(self, dhcp: DhcpOptions, book: Book) -> list[tuple[Span, str]]:
@@ -324,7 +361,7 @@ class Router:
     def gateway(self) -> str:
         """What the stack file says that containers route through, or what it means by saying nothing."""
         said = self.segment.gateway
-        if said is not None:
+        if isinstance(said, str):
             return said
         if self.dhcp is None or not self.hosts:
             return "none"
@@ -354,8 +391,14 @@ class Router:
         size: int,
     ) -> DhcpRow | None:
         """Adds what its hosts run. `locked`: chosen addresses, also of containers that are gone."""
+        own = addresses
+        if self.anycast is not None:
+            shared = list(self.anycast.addresses.values())
+            addresses = {host: [*addresses.get(host, ()), *shared] for host in self.members}
+            self.routing.passes(self.members, gateways)
+            self.routing.meet(self.name, self.members, book.subnets)
         self.routing.local(self.where, addresses, book.subnets)
-        routes, routed = self._routes(addresses, gateways, containers, book)
+        routes, routed = self._routes(addresses, own, gateways, containers, book)
         if self.bridge is None:
             return None
         if self.dhcp is None or not self.hosts:
@@ -365,7 +408,8 @@ class Router:
         ranges = self._ranges(self.dhcp, book, locked)
         self._check_options(self.dhcp, book)
         own = {host: [_bare(a) for a in addresses.get(host, [])] for host in self.hosts}
-        self._add_floating(gateways, own)
+        if self.anycast is None:
+            self._add_floating(gateways, own)
         ra = any(net.version == 6 for net in book.subnets) if self.dhcp.ra is None else self.dhcp.ra
         for host in self.hosts:
             spec = Dnsmasq(
@@ -379,7 +423,7 @@ class Router:
                 domain=self.dhcp.domain,
                 dns=self.dhcp.dns,
                 router=gateways.get(4),
-                name_servers=[a for name in self.hosts for a in own[name]] if len(self.hosts) > 1 else [],
+                name_servers=self._name_servers(gateways, own),
                 routes=routes,
                 mtu=size,
                 ra=ra,
@@ -390,11 +434,20 @@ class Router:
             )
             self.routing.add(host, f"dhcp-{self.name}", spec, self.at)
         translated = self._nat(self.dhcp, containers, gateways, book)
-        self._add_nat({host: translated if host in self.hosts else {} for host in {*self.hosts, *routed}}, routed, book)
+        by_host = {host: translated if host in self.hosts else {} for host in {*self.hosts, *routed}}
+        if self.anycast is not None and translated:
+            by_host = {host: self._of_its_own(host, translated, containers) for host in by_host}
+        self._add_nat(by_host, routed, book)
         for version in {net.version for net in book.subnets}:
             at = [host for host in self.hosts if self._is_gateway(host, version, gateways, own[host])]
             self.routing.passes(at, [version])
         return DhcpRow(hosts=self.hosts, ranges=ranges, leases=len(leases), domain=self.dhcp.domain)
+
+    def _name_servers(self, gateways: Mapping[int, str], own: Mapping[str, list[str]]) -> list[str]:
+        """What containers are told of; nothing: the one that tells them."""
+        if self.anycast is not None:
+            return list(gateways.values())
+        return [a for name in self.hosts for a in own[name]] if len(self.hosts) > 1 else []
 
     def heard(self, host: str) -> list[str]:
         """The services by which that host serves the segment, as host-guard has them. After `services`."""
@@ -406,6 +459,8 @@ class Router:
 
     def _is_gateway(self, host: str, version: int, gateways: Mapping[int, str], own: Sequence[str]) -> bool:
         """Whether containers route through that host, always or in turn with another."""
+        if self.anycast is not None:
+            return version in gateways
         if len(self.hosts) == 1 or host not in self.hosts:
             return gateways.get(version) in own
         # Of two routers' advertisements a container takes the one that answers (RFC 4861, 7.3): nothing has to float.
@@ -419,7 +474,7 @@ class Router:
         ]
         if dhcp.ra and all(net.version == 4 for net in book.subnets):
             self.wrong.append(f"{self.at}.ra: true, but the segment has no IPv6 subnet; add one, or leave it out")
-        if dhcp.group is not None and len(self.hosts) == 1:
+        if dhcp.group is not None and (len(self.hosts) == 1 or self.anycast is not None):
             self.wrong.append(f"{self.at}.group: {dhcp.group}; only two routers, hosts: [a, b], form a group")
 
     def _leases(self, dhcp: DhcpOptions, containers: Mapping[str, ContainerRow]) -> dict[str, Any]:
@@ -509,7 +564,7 @@ class Router:
         targets |= {name: _bare(reservation.address) for name, reservation in dhcp.reservations.items()}
         # An IPv6 subnet that others can route to needs no translation.
         masquerade = [net for net in book.subnets if dhcp.masquerade and (net.version == 4 or not net.is_global)]
-        forwards = self._forwards(dhcp, targets, book)
+        forwards = self._forwards(dhcp, targets, containers, book)
         public = self._public(dhcp, targets, book)
         if not (masquerade or forwards or public):
             return {}
@@ -530,6 +585,15 @@ class Router:
                 spec = Nat(interface=self.bridge or "", subnets=subnets, routed={way: {} for way in ways}, **values)
                 self.routing.add(host, f"nat-{self.name}", spec, self.at if values else f"{self.where}.routes")
 
+    def _of_its_own(
+        self, host: str, translated: Mapping[str, Any], containers: Mapping[str, ContainerRow]
+    ) -> dict[str, Any]:
+        """The same without what is forwarded to containers elsewhere: they answer through their own hosts."""
+        mine = {_bare(row["address"]) for row in containers.values() if row["address"] and row["host"] == host}
+        forwards = {key: to for key, to in translated["forwards"].items() if to["address"] in mine}
+        left = {**translated, "forwards": forwards}
+        return left if any(left.values()) else {}
+
     def _check_way_back(self, dhcp: DhcpOptions, gateways: Mapping[int, str], book: Book) -> None:
         """What is translated has to come back by the translator: it does where the containers route through it."""
         mine = {"the gateway", *(f"host {host}" for host in self.hosts)}
@@ -546,7 +610,9 @@ class Router:
                 if value
             ]
 
-    def _forwards(self, dhcp: DhcpOptions, targets: Mapping[str, str], book: Book) -> dict[str, Any]:
+    def _forwards(
+        self, dhcp: DhcpOptions, targets: Mapping[str, str], containers: Mapping[str, ContainerRow], book: Book
+    ) -> dict[str, Any]:
         out: dict[str, Any] = {}
         places: dict[str, str] = {}
         for key, text in dhcp.forwards.items():
@@ -569,7 +635,15 @@ class Router:
                 )
                 continue
             out[arriving] = {"address": address, **({"ports": to} if to and (first, last) != (low, high) else {})}
-            for host in self.hosts if names.known(address) else ():
+            hosts = self.hosts
+            if self.anycast is not None:
+                hosts = [row["host"] for row in containers.values() if _bare(row["address"] or "") == address]
+                if not hosts:
+                    self.wrong.append(
+                        f"{where}: {text} is no container, whose host would forward it; with an anycast gateway name a "
+                        "container"
+                    )
+            for host in hosts if names.known(address) else ():
                 self.routing.forward(_Forward(host, _ip(address).version, protocol, low, high, where))
         return out
 
@@ -618,12 +692,13 @@ class Router:
     def _routes(
         self,
         addresses: Mapping[str, list[str]],
+        own: Mapping[str, list[str]],
         gateways: Mapping[int, str],
         containers: Mapping[str, ContainerRow],
         book: Book,
     ) -> tuple[dict[str, str], dict[str, list[str]]]:
         """Adds the hosts' routes. Returns those that containers can take themselves (IPv4), and by host the subnets
-        that it routes their packets to."""
+        that it routes their packets to. `own`: the addresses that no other host has too."""
         for_containers: dict[str, str] = {}
         routed: dict[str, list[str]] = {}
         by_host: dict[str, dict[str, str]] = {}
@@ -632,7 +707,7 @@ class Router:
             subnet = ipaddress.ip_network(text)
             if self._is_bad_way(where, subnet, book):
                 continue
-            hop = self._next_hop(where, said, subnet.version, addresses, containers)
+            hop = self._next_hop(where, said, subnet.version, own, containers)
             if hop is None:
                 continue
             via, host = hop

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from overlay_agent.kinds import KINDS, Device
-from overlay_components import evpn
+from overlay_components import errors, evpn
 from overlay_components.config import Config
 from overlay_components.plan import Plan, SegmentRow
 
@@ -110,6 +110,11 @@ class Verification:
         for host in ready:
             there = {name: [h for h in hosts if h != host] for name, hosts in up.items() if host in hosts}
             checks = {name: check for name, (by, check) in self.checks.items() if by == host}
+            for name in there:
+                gateways = self.gateways(name, host)
+                if gateways and ":" not in gateways[0]:
+                    # Of an anycast segment every host is the router, and asks nothing else.
+                    checks[name] = {"source": None, "own": False, "gateway": gateways[0]}
             out[host] = {"there": there, "checks": checks}
         return out
 
@@ -131,6 +136,7 @@ class Verification:
                     "device": self.device(name, host),
                     "mtu": row["mtu"],
                     "tunnels": sorted(self.tunnels[name, host]),
+                    **({"anycast": True} if "anycast" in row else {}),
                 }
                 for name, row in mine.items()
             },
@@ -138,6 +144,11 @@ class Verification:
             "docker": sorted(self._docker(host)),
             "evpn": evpn.NAME in self.made.documents.get(host, {}).get("services", {}),
         }
+
+    def gateways(self, segment: str, host: str) -> list[str]:
+        """The addresses of an anycast gateway, as the host has them."""
+        services = self.made.documents.get(host, {}).get("services", {})
+        return sorted(services.get(f"anycast-{segment}", {}).get("addresses", {}))
 
     def device(self, segment: str, host: str) -> str:
         """Where the segment's frames go in and out on the host."""
@@ -191,6 +202,8 @@ class Verification:
         by = next((host for host in up if host not in dnsmasq and host not in nat), None)
         if by is None:
             why = "no host of the segment is there to ask, other than its router"
+            if "anycast" in row:
+                why = "each host serves the containers on it, so only they could ask"
             self.unasked[segment] = [Check(what, None, why) for what in wanted]
             return
         own = _first_v4(row["addresses"].get(by, ()))
@@ -260,7 +273,7 @@ class Verification:
             hosts = [host for host in row["hosts"] if host in self.hosts]
             said = _Said(self, name, ready, found)
             cells = {a: {b: said.cell(a, b) for b in hosts if a != b} for a in hosts}
-            checks = [*said.checks(), *self.unasked.get(name, ()), *said.docker()]
+            checks = [*said.gateway(), *said.checks(), *self.unasked.get(name, ()), *said.docker()]
             out[name] = Segment(row["mtu"], hosts, cells, checks)
         return out
 
@@ -372,6 +385,35 @@ class _Said:
             return f"{a} itself"
         name = next((n for n, h in self.run.hosts.items() if address in (h.underlay_address, h.address)), None)
         return f"{address} ({name})" if name else address
+
+    def gateway(self) -> Iterator[Check]:
+        """Whether each host is the anycast gateway, and alone in that."""
+        row = self.run.segments[self.segment]
+        if "anycast" not in row:
+            return
+        wrong, good = [], []
+        for host in row["hosts"]:
+            state = self.ready.get(host, {}).get("ready", {}).get(self.segment, {})
+            its = state.get("gateway")
+            if its is None:
+                continue
+            at = f"{host}'s {state['device']}"
+            addresses = self.run.gateways(self.segment, host)
+            lacking = [address for address in addresses if address not in its["addresses"]]
+            other = self.found.get(host, {}).get("checks", {}).get(self.segment, {}).get("gateway")
+            if its["mac"] != row["anycast"]:
+                wrong.append(f"{at} has MAC address {its['mac']}, not the gateway's {row['anycast']}; run `pulumi up`")
+            elif lacking:
+                wrong.append(f"{at} lacks {errors.listed(lacking)}; run `pulumi up`")
+            elif other:
+                wrong.append(
+                    f"{other} answers {host}'s ARP for {addresses[0]}, which is {host}'s own; take it away there"
+                )
+            else:
+                good.append(host)
+        if wrong or good:
+            words = f"{row['gateway']} is on {errors.listed(good)}, for the containers of each"
+            yield Check("gateway", not wrong, "; ".join(wrong) or words)
 
     def checks(self) -> Iterator[Check]:
         """What the router answered."""

@@ -445,3 +445,56 @@ def test_where_to_listen():
 def test_packets_of_a_file_are_counted(order, sizes):
     head = struct.pack(f"{order}IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65536, 1)
     assert packets(head + b"".join(struct.pack(f"{order}IIII", 0, 0, n, n) + b"x" * n for n in sizes)) == len(sizes)
+
+
+ANYCAST = {
+    **RAW,
+    "segments": {
+        "app": {
+            **{key: value for key, value in RAW["segments"]["app"].items() if key != "addresses"},
+            "gateway": "anycast",
+            "dhcp": {"masquerade": True},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("mac", "held", "other", "says"),
+    [
+        ("", [], None, "10.10.0.1 is on a and c, for the containers of each"),
+        ("02:00:00:00:00:99", [], None,
+         "b's br-app has MAC address 02:00:00:00:00:99, not the gateway's {mac}; run `pulumi up`"),
+        ("", ["10.10.0.9"], None, "b's br-app lacks 10.10.0.1; run `pulumi up`"),
+        ("", [], "02:00:00:00:00:98",
+         "02:00:00:00:00:98 answers b's ARP for 10.10.0.1, which is b's own; take it away there"),
+    ],
+    ids=["good", "mac", "address", "another"],
+)  # fmt: skip
+def test_each_host_is_the_anycast_gateway(mac, held, other, says):
+    run = verification(ANYCAST)
+    gateway = run.segments["app"]["anycast"]
+    assert run.requests()["b"]["segments"]["app"]["anycast"] is True
+    answers = ready(run)
+    for host in ("a", "b", "c"):
+        state = {"mac": gateway, "addresses": ["10.10.0.1"]}
+        answers[host]["ready"]["app"]["gateway"] = state
+    if mac or held or other:
+        answers["b"]["ready"]["app"]["gateway"] = {"mac": mac or gateway, "addresses": held or ["10.10.0.1"]}
+    else:
+        del answers["b"]["ready"]["app"]["gateway"]
+    asked = run.go(answers)
+    assert asked["b"]["checks"]["app"] == {"source": None, "own": False, "gateway": "10.10.0.1"}
+    others = {"segments": {}, "underlay": {}, "docker": {}}
+    results = {h: {**others, "checks": {"app": {"gateway": other if h == "b" else None}}} for h in ("a", "b", "c")}
+    for host, one in results.items():
+        peers = [name for name in results if name != host]
+        one["segments"] = {"app": {"heard": peers, "answered": peers, "rtt": {}, "full": peers}}
+    checks = run.result(answers, results)["app"].checks
+    assert [(c.what, c.good, c.says) for c in checks if c.what == "gateway"] == [
+        ("gateway", not (mac or held or other), says.format(mac=gateway))
+    ]
+    # The others are each host's own, whom no other can ask.
+    assert {(c.what, c.good, c.says) for c in checks if c.what != "gateway"} == {
+        (what, None, "each host serves the containers on it, so only they could ask") for what in ("DHCP", "DNS", "NAT")
+    }
