@@ -27,10 +27,11 @@ def standing_still(document: Document) -> Document:
     plugged in, and networks that are Docker's. No tunnel, no service; a NIC that was a port is as it was before, and
     its bridge, which had its addresses, is gone."""
     of_nics = {spec.bridge for spec in document.services.values() if spec.KIND == "uplink"}
+    none: Any = {"addresses": {}, "deprecated": {}}
     return dataclasses.replace(
         document,
         devices={
-            name: dataclasses.replace(spec, up=False, addresses={})
+            name: dataclasses.replace(spec, up=False, **none)
             for name, spec in document.devices.items()
             if spec.KIND == "bridge" and name not in of_nics
         },

@@ -273,6 +273,31 @@ def test_its_life(host):
     assert look(host) == before
 
 
+def test_stopped_and_started_restored_and_removed(host):
+    clean = look(host)
+    shared = alone("anycast")
+    host.apply(shared)
+    container(host, "web", "br-app")  # so that the bridge stays
+    whole = host.agent("show").report
+    host.agent("stop", "p/s")
+    assert "table bridge" not in host.run("nft list ruleset").out
+    assert not host.json("ip -j address show br-app")[0]["addr_info"]
+    host.agent("start", "p/s")
+    assert host.agent("show").report == whole
+    assert host.agent("check").report == {"drift": []}
+    assert fields.link_local_of(MAC) in host.run("ip -6 address show dev br-app scope link").out
+    host.run("ip link delete p-web")
+    host.run("ip netns delete web")
+    for device in ("vx-app", "br-app"):
+        host.run(f"ip link delete {device}")
+    host.run("nft flush ruleset")
+    host.agent("restore")  # as at boot
+    assert host.agent("check").report == {"drift": []}
+    assert host.run("ip -o link show br-app").out.split("link/ether ")[1].startswith(MAC)
+    host.agent("remove", "p/s")
+    assert look(host) == clean
+
+
 def test_what_explain_says_makes_the_same(host):
     shared = alone("anycast")
     del shared["services"]["forwarding"]  # which asks what was there before
