@@ -439,6 +439,14 @@ class _Planner:
             return None
         made = Anycast(segment.where, segment.options, segment.bridge, self.owner.label, segment.name)
         made.settle(book, segment.foreign.owner if segment.foreign else None, self.wrong)
+        key = next((f"{one.where}.hubs" for one in segment.with_hubs), None)
+        if getattr(segment.options.bridge, "stp", False):
+            key = f"{segment.where}.bridge.stp"
+        if key:
+            self.wrong.append(
+                f"{made.where}: anycast, but spanning tree ({key}) tells bridges apart by their MAC addresses, and "
+                "these have one; leave one of them out"
+            )
         peers = sorted({name for one in segment.tunnels for name, end in one.ends.items() if not end.managed})
         if peers and made.addresses:
             self.warnings.append(
