@@ -52,7 +52,8 @@ class Document:
     `machine` is the machine-id of the host that the name stood for so far, or None at first.
     `force` lets a removal go on although others use what is removed. `stopped`: since when it is on purpose not true
     (UTC, as RFC 3339 has it); the program never says so, `overlay-agent stop` does. `adopt`: devices that are
-    taken over where somebody else made them.
+    taken over where somebody else made them. `probe`: an apply is undone unless those who answered before it answer
+    after it (probes.py).
     """
 
     owner: Owner
@@ -63,6 +64,7 @@ class Document:
     services: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stopped: str | None = None
     adopt: frozenset[str] = frozenset()
+    probe: bool = False
 
     @property
     def objects(self) -> dict[str, Any]:
@@ -90,6 +92,8 @@ def to_json(document: Document) -> dict[str, Any]:
         out["machine"] = document.machine
     if document.force:
         out["force"] = True
+    if document.probe:
+        out["probe"] = True
     if document.stopped:
         out["stopped"] = document.stopped
     if document.adopt:
@@ -144,15 +148,16 @@ def parse(raw: Any) -> Document:
         raise DocumentError(
             [f"document.schema: {version!r}; this agent reads 1 to {SCHEMA_VERSION}: run `pulumi up`, which updates it"]
         )
-    known = ["schema", "owner", "host", "machine", "force", "stopped", "adopt", DEVICES, SERVICES]
+    known = ["schema", "owner", "host", "machine", "force", "stopped", "adopt", "probe", DEVICES, SERVICES]
     errors.extend(
         f"document.{key}: unknown field; known are {', '.join(known)}" for key in sorted(raw.keys() - set(known))
     )
     owner = read_owner(raw.get("owner"), errors)
     label = fields.Label()
     maybe = fields.optional(label)
-    for key, type_ in {"host": label, "machine": maybe, "force": fields.Flag(), "stopped": maybe}.items():
-        wrong = type_.check(raw.get(key, False if key == "force" else None))
+    flag = fields.Flag()
+    for key, type_ in {"host": label, "machine": maybe, "force": flag, "probe": flag, "stopped": maybe}.items():
+        wrong = type_.check(raw.get(key, False if type_ is flag else None))
         if wrong:
             errors.append(f"document.{key}: {wrong}")
     devices = _objects(raw, DEVICES, fields.InterfaceName(), errors)
@@ -179,7 +184,7 @@ def parse(raw: Any) -> Document:
         raise DocumentError(errors)
     return Document(
         owner, raw["host"], raw.get("machine"), raw.get("force", False), devices, services, raw.get("stopped"),
-        frozenset(adopt),
+        frozenset(adopt), raw.get("probe", False),
     )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ from overlay_agent.store import Store, StoreError
 
 if TYPE_CHECKING:
     from overlay_agent.evidence import Witnesses
+    from overlay_agent.probes import Probes
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -45,10 +46,16 @@ class Interrupted(Exception):  # noqa: N818 - the agent was told to end, which i
 
 
 def transaction(
-    wanted: Document, store: Store, here: Here, out: Callable[[dict[str, Any]], None], *, forget: bool = False
+    wanted: Document,
+    store: Store,
+    here: Here,
+    out: Callable[[dict[str, Any]], None],
+    *,
+    forget: bool = False,
+    probe: bool = False,
 ) -> int:
     """Applies the document and hands the report to `out`; returns the exit code. Lines for people
-    go to standard error. For whom holds the store's lock."""
+    go to standard error. For whom holds the store's lock. `probe`: undone unless those who answered before answer."""
     end_cut_short(store, here)
     fault = faults.from_environment()
     kernel = Kernel(fault)
@@ -62,18 +69,22 @@ def transaction(
     if not plan.quiet:
         try:
             witnesses = _armed(plan)
-        except KernelError as error:
+            probes = _probes(plan) if probe and plan.changes else None
+        except (KernelError, OSError) as error:
             _say([f"{wanted.host}: {error}"])
             store.note(wanted.owner.label, REFUSED, [str(error)])
             return 1
-        store.arm(witnesses is not None)
+        store.arm(bool(witnesses or probes))
         why, lines = _in_worker(plan, kernel, store, here, fault)
-        why = why or (witnesses.lost() if witnesses else "")
+        why = why or (witnesses.lost() if witnesses else "") or (_lost(wanted.host, probes) if probes else "")
         if why:
             return _undone(store, why)
-        if witnesses:
+        if witnesses or probes:
             store.disarm()
+        if witnesses:
             lines.append(f"{wanted.host}: {witnesses} answered after the change")
+        if probes:
+            lines += probes.lines()
     try:
         _tell(lines)
         out(plan.report())
@@ -105,6 +116,20 @@ def _armed(plan: Plan) -> Witnesses | None:
         return None
     arming.arm()
     return witnesses
+
+
+def _probes(plan: Plan) -> Probes:
+    """Who answers before the change."""
+    from overlay_agent.probes import Probes  # noqa: PLC0415 - rollouts alone
+
+    return Probes(plan)
+
+
+def _lost(host: str, probes: Probes) -> str:
+    try:
+        return probes.lost()
+    except (KernelError, OSError) as error:
+        return f"{host} rollout: whether those who answered before the change answer after it cannot be asked: {error}"
 
 
 def end_cut_short(store: Store, here: Here, say: Callable[[Sequence[str]], None] | None = None) -> None:

@@ -102,7 +102,7 @@ class Asked:
             if self.states[name]["state"] == "up":
                 self.segments[wanted["number"]] = _Segment(name, wanted, device, kernel.links[device].mac)
         kernel.close()
-        self.underlay = _Underlay(request["underlay"])
+        self.underlay = Underlay(request["underlay"])
         self._files = {segment.socket: number for number, segment in self.segments.items()}
 
     def found(self, there: Mapping[str, Sequence[str]], checks: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def _docker_addresses(network: str) -> dict[str, str]:
 # -- the underlay ----------------------------------------------------------------------------
 
 
-class _Underlay:
+class Underlay:
     """Echo requests to the peers' own addresses (RFC 792, RFC 4443), small, and as large as a tunnel's packets get:
     these must not be fragmented, so what does not fit comes back with the hop that says so (ip(7), IP_RECVERR)."""
 

@@ -81,6 +81,15 @@ class Kind:
         """What encapsulation adds to a packet of the device's MTU, in bytes, at the least; 0: it is no tunnel."""
         return 0
 
+    def ends(self, spec: Any, learned: Iterable[str] = ()) -> dict[str, Any]:
+        """A tunnel's other ends, by their addresses on the underlay, each with what must be alike at both ends, or
+        neither hears the other. `learned`: those that are known where the spec does not list them."""
+        return {}
+
+    def inside(self, spec: Any) -> dict[str, tuple[str, Any]]:
+        """Addresses that are reached through the device alone: the address outside of who has it, and as above."""
+        return {}
+
     def listens(self, spec: Any) -> list[Listens]:
         """What peers send to this host for it, so that a firewall in between can be named."""
         return []

@@ -171,6 +171,9 @@ class GretapKind(DeviceKind):
     def overhead(self, spec: Any) -> int:
         return OVERHEAD[self.version] + (0 if spec.key is None else KEY_BYTES)
 
+    def ends(self, spec: Any, learned: Iterable[str] = ()) -> dict[str, Any]:
+        return {spec.remote: (spec.local, spec.key)}
+
     def listens(self, spec: Any) -> list[Listens]:
         return [Listens("gre", None, (spec.remote,))]
 

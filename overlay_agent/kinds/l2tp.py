@@ -174,6 +174,9 @@ class L2tpKind(DeviceKind):
         # How long a cookie is, only its file says: 4 bytes or 8.
         return overhead(_version(spec), spec.encap, 4 if spec.cookie else 0)
 
+    def ends(self, spec: L2tp, learned: Iterable[str] = ()) -> dict[str, Any]:
+        return {spec.remote: tuple(getattr(spec, field.name) for field in self.own_fields())}
+
     def listens(self, spec: L2tp) -> list[Listens]:
         return [Listens("udp" if spec.encap == "udp" else "l2tp", spec.local_port, (spec.remote,))]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overlay_agent import fields
@@ -159,6 +159,11 @@ class VxlanKind(DeviceKind):
 
     def overhead(self, spec: Vxlan) -> int:
         return OVERHEAD[_version(spec.local)]
+
+    def ends(self, spec: Vxlan, learned: Iterable[str] = ()) -> dict[str, Any]:
+        # Who learns from what arrives finds an end that has moved, too.
+        alike = (spec.vni, spec.port, spec.group, spec.gbp, None if spec.learning else spec.local)
+        return dict.fromkeys(spec.peers.values() or learned, alike)
 
     def listens(self, spec: Vxlan) -> list[Listens]:
         return [Listens("udp", spec.port, tuple(sorted(spec.peers.values())))]

@@ -12,7 +12,7 @@ import dataclasses
 import ipaddress
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overlay_agent import fields
@@ -126,6 +126,20 @@ class WireguardKind(DeviceKind):
     option = "CONFIG_WIREGUARD"
     #: Before the tunnels whose underlay it is.
     rank = 5
+
+    def ends(self, spec: Wireguard, learned: Iterable[str] = ()) -> dict[str, Any]:
+        return {_endpoint(peer["endpoint"])[0]: None for peer in spec.peers.values() if peer.get("endpoint")}
+
+    def inside(self, spec: Wireguard) -> dict[str, tuple[str, Any]]:
+        return {
+            address.partition("/")[0]: (
+                _endpoint(peer["endpoint"])[0],
+                (spec.public_key, spec.listen_port, peer["publicKey"], peer.get("presharedKey")),
+            )
+            for peer in spec.peers.values()
+            if peer.get("endpoint")
+            for address in peer["allowedIps"]
+        }
 
     def wrong(self, spec: Wireguard) -> list[str]:
         out = []
