@@ -87,6 +87,21 @@ def _output(
     return Output(_Later(resources), _Later(value), _Later(known), _Later(secret))
 
 
+def later(value: Callable[[], Coroutine[Any, Any, T]]) -> Output[T]:
+    """What the coroutine gives, depending on nothing. The program waits for it, and fails with it."""
+
+    async def none() -> set[pulumi.Resource]:
+        return set()
+
+    async def yes() -> bool:
+        return True
+
+    async def no() -> bool:
+        return False
+
+    return _output(none, value, yes, no)
+
+
 def with_placeholders(value: Any, describe: Callable[[Path], str]) -> Any:
     """The plain data with a Placeholder for every Output in it, whether it is known or not."""
     return _filled(value, {path: Placeholder(describe(path)) for path in leaves(value)}, ())

@@ -28,6 +28,7 @@ from overlay_components import (
     gretap_tunnel,
     l2tp_tunnel,
     model,
+    rollout,
     vxlan_tunnel,
 )
 from overlay_components.dhcp_router import DhcpOptions
@@ -55,6 +56,7 @@ _ADOPT = "Take over bridges and tunnels of the same names that were made by hand
 _Encryption = encryption.Options
 _SegmentEncryption = encryption.OfSegment
 _Evpn = evpn.EvpnOptions
+_Rollout = rollout.Options
 
 
 def _described(default: Any, description: str) -> Any:
@@ -242,6 +244,9 @@ class Config(Model):
     )
     live: Annotated[bool, Checked(fields.Flag())] = _described(
         False, "Whether preview and up ask the hosts first, and repair what differs from what was applied"
+    )
+    rollout: _Rollout | None = _described(
+        None, "How changes are rolled out: a canary first, then batches of hosts; default: all hosts at the same time"
     )
 
     def resolved_hosts(self) -> dict[str, ResolvedHost]:

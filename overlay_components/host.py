@@ -163,10 +163,11 @@ class Host(Component):
         secrets: Output[dict[str, str]] | None = None,
         keys: Mapping[str, Output[str]] | None = None,
         repair: str | None = None,
+        failed_before: Output[list[pulumi.Resource]] | None = None,
     ) -> remote.Command:
         """Registers the command that applies the host's document, after `install`. `secrets`: the values that the
         document refers to, marked as secret; `keys`: the public keys that it names, by host; `repair`: what to run
-        although nothing was changed (repair.py)."""
+        although nothing was changed (repair.py); `failed_before`: what there must be none of (rollout.py)."""
         before = []
         if secrets is not None:
             # Nothing takes them away again: the agent does, when no document of the stack refers to them any more.
@@ -180,7 +181,14 @@ class Host(Component):
         own = {"update": repair} if repair else {}
         kept = [] if repair else ["update"]  # an earlier repair's text stays, and nothing runs
         return self._command(
-            "document", document_of, plan, Output.all(**(keys or {})), before=before, own=own, ignore=kept
+            "document",
+            document_of,
+            plan,
+            Output.all(**(keys or {})),
+            before=before,
+            own=own,
+            ignore=kept,
+            failed_before=failed_before,
         )
 
     def _command(
@@ -191,6 +199,7 @@ class Host(Component):
         before: Sequence[pulumi.Resource] = (),
         own: Mapping[str, Any] | None = None,
         ignore: list[str] | None = None,
+        failed_before: Output[list[pulumi.Resource]] | None = None,
     ) -> remote.Command:
         """A command that gets `about(request, *parts)` on standard input, with who asks whom."""
         at = self._installed
@@ -200,6 +209,7 @@ class Host(Component):
             machine = said if isinstance(said, Placeholder) else json.loads(said)["machine"]
             return _text(about({**at.request, "machine": machine}, *rest), id_)
 
+        after: Any = [at.installation, *before]
         return remote.Command(
             f"{self.overlay.name}-{self.name}-{what}",
             create=at.texts[what],
@@ -207,7 +217,7 @@ class Host(Component):
             opts=ResourceOptions(
                 parent=self,
                 deleted_with=self.opts.deleted_with,
-                depends_on=[at.installation, *before],
+                depends_on=failed_before.apply(lambda failed: [*after, *failed]) if failed_before else after,
                 ignore_changes=ignore,
             ),
             **at.common,

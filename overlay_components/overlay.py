@@ -35,6 +35,7 @@ from overlay_components.host import Host
 from overlay_components.lock import Lock
 from overlay_components.names import Placeholder
 from overlay_components.plan import Plan, make_plan
+from overlay_components.rollout import Rollout, RolloutArgs
 from overlay_components.secrets import Secrets
 
 #: Makes the random id of a stack once; Pulumi's state keeps it (rule 9). Works on Linux and macOS.
@@ -78,6 +79,7 @@ class Overlay(pulumi.ComponentResource):
     addresses of containers that say none: a lock file's path, or addresses by segment and container
     (docs/containers.md).
     `live`: hosts are asked first, and what has drifted is shown and repaired (docs/operations.md).
+    `rollout`: hosts are changed a few at a time, and after a failure no more of them (docs/operations.md).
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Overlay(pulumi.ComponentResource):
         evpn: EvpnArgs | None = None,
         lock: str | Path | Lock | None = None,
         live: bool | None = None,
+        rollout: RolloutArgs | None = None,
         opts: ResourceOptions | None = None,
     ) -> None:
         _end_without_traceback()
@@ -103,7 +106,8 @@ class Overlay(pulumi.ComponentResource):
                 "peers": peers,
                 "open_firewall": open_firewall,
                 "encryption": words(encryption) if isinstance(encryption, Mapping) else encryption,
-                "evpn": evpn and words(evpn),
+                "evpn": words(evpn) if isinstance(evpn, Mapping) else evpn,
+                "rollout": words(rollout) if isinstance(rollout, Mapping) else rollout,
             }
         )
         self.lock = _lock(lock)
@@ -133,6 +137,7 @@ class Overlay(pulumi.ComponentResource):
             evpn=raw.get("evpn"),
             lock=locked,
             live=raw.get("live"),
+            rollout=raw.get("rollout"),
         )
         with _sdk.light(), overlay:
             for host, values in raw["hosts"].items():
@@ -228,11 +233,15 @@ class Overlay(pulumi.ComponentResource):
                 reached = connections[host.name]
             host.install(reached, owner, stack_id, archive)
         keys = {host.name: host.identify() for host in hosts if host.name in shape.key_holders}
-        for host in hosts:
-            secrets = self._secrets_of(host.name, planned) if host.name in shape.have_secrets else None
-            named = {other: keys[other] for other in shape.key_holders.get(host.name, ())}
-            again = repair.update_text() if host.name in drifted else None
-            commands[host.name] = host.register(plan, secrets, named, again)
+        rollout = Rollout(self.raw.get("rollout"), [host.name for host in hosts])
+        by_name = {host.name: host for host in hosts}
+        for name in rollout.sorted(by_name):
+            secrets = self._secrets_of(name, planned) if name in shape.have_secrets else None
+            named = {other: keys[other] for other in shape.key_holders.get(name, ())}
+            again = repair.update_text() if name in drifted else None
+            commands[name] = by_name[name].register(plan, secrets, named, again, rollout.failed_before(name))
+            rollout.add(name, commands[name])
+        rollout.end()
         if keys:
             self.public_keys = Output.all(**keys)
             plan = Output.all(plan, self.public_keys).apply(lambda both: both[0].with_keys(both[1]))

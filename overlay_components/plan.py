@@ -33,6 +33,7 @@ from overlay_components import (
     model,
     mtu,
     names,
+    rollout,
     routing,
     snippets,
     tunnel,
@@ -235,6 +236,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         self._check_hosts()
+        rollout.check(self.config.rollout, self.config.hosts, self.wrong)
         runtimes = self._runtimes()
         segments = [self._members(name, options) for name, options in self.config.segments.items()]
         self._number(segments)
@@ -276,7 +278,10 @@ class _Planner:
         firewall = {"firewall": Firewall(allow=allowed)} if allowed else {}
         services = {**self.services[host], **firewall}
         adopt = frozenset(self.adopt[host])
-        return document.to_json(Document(self.owner, host, devices=devices, services=services, adopt=adopt))
+        probe = bool(self.config.rollout and self.config.rollout.probe)
+        return document.to_json(
+            Document(self.owner, host, devices=devices, services=services, adopt=adopt, probe=probe)
+        )
 
     # -- hosts and segments ------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pulumi
 from pulumi.runtime import mocks, rpc
+from pulumi.runtime.proto import resource_pb2
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOlJu4uC35woP+j3Q0cZlG03aHqs757DGRQ0YW6UvrQY"
 MACHINE = "0123456789abcdef0123456789abcdef"
@@ -43,6 +44,9 @@ class World(mocks.Mocks):
     preview: bool = False
     made: dict[str, dict[str, Any]] = field(default_factory=dict)
     resources: dict[str, Registration] = field(default_factory=dict)
+    #: Names of resources that fail, and those that the engine skips because of them.
+    failing: set[str] = field(default_factory=set)
+    skipped: set[str] = field(default_factory=set)
 
     def call(self, args: mocks.MockCallArgs) -> Any:
         """No program of ours calls functions."""
@@ -93,7 +97,13 @@ class Monitor(mocks.MockMonitor):
                 list(request.additionalSecretOutputs),
             )
         try:
-            return super().RegisterResource(request)
+            response = super().RegisterResource(request)
+            on = {urn.rpartition("::")[2] for urn in request.dependencies}
+            if on & (self.world.failing | self.world.skipped):
+                self.world.skipped.add(request.name)
+            if request.name in self.world.failing | self.world.skipped:
+                response.result = resource_pb2.Result.FAIL
+            return response
         finally:
             # MockMonitor makes a loop in each thread that it is called in, and closes none.
             with contextlib.suppress(RuntimeError):
