@@ -49,9 +49,9 @@ def hosts(monkeypatch):
     return found
 
 
-def program(live=True, **more):
+def program(live=True, rollout=None, **more):
     def declare():
-        with Overlay("dev", live=live):
+        with Overlay("dev", live=live, rollout=rollout):
             a, b = (
                 Host(name, address=address, host_key=KEY, user="root")
                 for name, address in {"a": "192.0.2.11", "b": "192.0.2.12", **more}.items()
@@ -86,6 +86,14 @@ def test_a_host_that_drifted_is_an_update_and_the_others_keep_what_they_have(hos
     assert REPAIR.fullmatch(text), text
     assert ignored == []
     assert found["b"] == KEPT
+
+
+def test_repairs_are_rolled_out_too(hosts):
+    hosts.applied = {"a": {"host": "a"}, "b": {"host": "b"}}
+    hosts.answers = {name: Answer(name, 2, {"drift": DRIFT}) for name in "ab"}
+    world = run(program(rollout={"canary": "b"}))
+    assert [name for name in world.resources if name.endswith("-document")] == ["dev-b-document", "dev-a-document"]
+    assert all(REPAIR.fullmatch(text) for text, _ in updates(world).values())
 
 
 def test_an_agent_that_refuses(hosts):
