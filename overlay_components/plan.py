@@ -415,7 +415,10 @@ class _Planner:
             book.enter(f"{where}.reserved[{number}]", f"reserved[{number}]", address)
         containers = self._containers(segment, book, gateways, size, runtimes, router)
         dhcp = router.services(addresses, gateways, containers, book, self.lock.get(segment.name, {}), size)
-        tunnels = self._devices(segment, addresses, size, anycast)
+        self._add_bridge(segment, addresses, size, anycast)
+        tunnels = self._tunnels(segment, addresses, size)
+        if anycast:
+            self._add_anycast(segment, anycast)
         if options.isolate_host:
             self._isolate(segment, router)
         if foreign:
@@ -568,7 +571,9 @@ class _Planner:
 
     def _is_member(self, where: str, host: str, segment: _Members) -> bool:
         if host not in self.config.hosts:
-            self.wrong.append(f"{where}: unknown host {host!r}; {errors.instead(host, self.config.hosts)}")
+            self.wrong.append(
+                f"{where}: unknown host {errors.shown(host)}; {errors.instead(host, self.config.hosts)}"
+            )
         elif host not in segment.host_names:
             self.wrong.append(
                 f"{where}: host {host!r} is not in segment {segment.name}; add it to {segment.where}.hosts"
@@ -735,36 +740,51 @@ class _Planner:
 
     # -- devices -----------------------------------------------------------------------------
 
-    def _devices(
+    def _common(self, host: str, name: str, own: Sequence[str], size: int) -> dict[str, Any]:
+        """What every device has that the stack makes; `own`: the addresses on it."""
+        return {
+            "mtu": size,
+            "mac": self.config.hosts[host].macs.get(name) or names.mac(self.owner.label, host, name),
+            "addresses": {address: {} for address in own},
+            # IPv6 needs a link-local address on every interface that has another (RFC 4291, 2.1).
+            "link_local": any(":" in address for address in own),
+        }
+
+    def _add_bridge(
         self, segment: _Members, addresses: Mapping[str, list[str]], size: int, anycast: Anycast | None
+    ) -> None:
+        if segment.bridge is None or segment.options.bridge is None or segment.foreign is not None:
+            return
+        for host in segment.hosts:
+            own = addresses.get(host.name, [])
+            values = self._common(host.name, segment.bridge, own, size)
+            values.update(segment.uplinks.of_bridge(host) if segment.uplinks else {})
+            values.update(anycast.of_bridge(own) if anycast else {})
+            switch = bridge.device(segment.options.bridge, values)
+            for one in segment.with_hubs[:1]:
+                switch = bridge.with_hubs(switch, segment.options.bridge, one.hubs, host.name)
+            self._add(host.name, segment.bridge, _Made(f"{segment.where}.bridge", switch, {}))
+            self._adopt(host.name, segment.bridge, segment.options)
+            self._add_nics(segment, host.name)
+
+    def _add_anycast(self, segment: _Members, anycast: Anycast) -> None:
+        """What keeps the gateways of the hosts apart; it stands at the ports, so all devices are there already."""
+        if not anycast.addresses or segment.bridge is None:
+            return
+        for host in segment.host_names:
+            own_mac = self._common(host, segment.bridge, [], 0)["mac"]
+            ports = [device for device, made in self.made[host].items() if made.spec.bridge == segment.bridge]
+            self.routing.add(host, f"anycast-{segment.name}", anycast.service(own_mac, ports), anycast.where)
+
+    def _tunnels(
+        self, segment: _Members, addresses: Mapping[str, list[str]], size: int
     ) -> dict[str, TunnelRow]:
-        def common(host: str, name: str, *, holds: bool) -> dict[str, Any]:
-            own = addresses.get(host, []) if holds else []
-            return {
-                "mtu": size,
-                "mac": self.config.hosts[host].macs.get(name) or names.mac(self.owner.label, host, name),
-                "addresses": {address: {} for address in own},
-                # IPv6 needs a link-local address on every interface that has another (RFC 4291, 2.1).
-                "link_local": any(":" in address for address in own),
-            }
-
-        if segment.bridge is not None and segment.options.bridge is not None and segment.foreign is None:
-            for host in segment.hosts:
-                own = segment.uplinks.of_bridge(host) if segment.uplinks else {}
-                values = {**common(host.name, segment.bridge, holds=True), **own}
-                shared = anycast.of_bridge(addresses.get(host.name, [])) if anycast else {}
-                switch = bridge.device(segment.options.bridge, {**values, **shared})
-                for one in segment.with_hubs[:1]:
-                    switch = bridge.with_hubs(switch, segment.options.bridge, one.hubs, host.name)
-                self._add(host.name, segment.bridge, _Made(f"{segment.where}.bridge", switch, {}))
-                self._adopt(host.name, segment.bridge, segment.options)
-                self._add_nics(segment, host.name)
-
         rows: dict[str, TunnelRow] = {}
         for one in segment.tunnels:
 
             def of_tunnel(at: Attachment, one: Tunnel = one) -> dict[str, Any]:
-                own = common(at.host.name, at.device, holds=segment.bridge is None)
+                held = [] if segment.bridge else addresses.get(at.host.name, [])
+                own = self._common(at.host.name, at.device, held, size)
                 isolated = one.isolates(at.host.name) and segment.bridge is not None
                 return {**own, "bridge": segment.bridge, "isolated": isolated}
 
@@ -793,11 +813,6 @@ class _Planner:
             if one.two_hubs:
                 rows[one.name]["hubs"] = list(one.hubs)
                 self._guard_hubs(segment, one)
-        if anycast and anycast.addresses and segment.bridge is not None:
-            for name in segment.host_names:
-                own_mac = common(name, segment.bridge, holds=True)["mac"]
-                ports = [device for device, made in self.made[name].items() if made.spec.bridge == segment.bridge]
-                self.routing.add(name, f"anycast-{segment.name}", anycast.service(own_mac, ports), anycast.where)
         return rows
 
     def _guard_hubs(self, segment: _Members, one: Tunnel) -> None:

@@ -107,8 +107,8 @@ def _number(share: int | str, hosts: int) -> int:
     return share if isinstance(share, int) else max(hosts * int(share[:-1]) // 100, 1)
 
 
-def _by_name(host: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", host)]
+def _by_name(host: str) -> tuple[list[Any], str]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", host)], host
 
 
 class Rollout:

@@ -643,7 +643,7 @@ class Router:
                         f"{where}: {text} is no container, whose host would forward it; with an anycast gateway name a "
                         "container"
                     )
-            for host in hosts if names.known(address) else ():
+            for host in self.routing.services.keys() & hosts if names.known(address) else ():
                 self.routing.forward(_Forward(host, _ip(address).version, protocol, low, high, where))
         return out
 
