@@ -166,12 +166,11 @@ class BridgeKind(DeviceKind):
             kernel.set_link(name, mtu=found.mtu, mac=None)
         super().change(kernel, name, spec, found, mark)
         known = not spec.mac.startswith(fields.OF) and not found.mac.startswith(fields.OF)
-        if found.up and known and (spec.mac, spec.link_local) != (found.mac, found.link_local):
+        # One that somebody else made keeps what it has.
+        if alias == mark and known and found.up and (spec.mac, spec.link_local) != (found.mac, found.link_local):
             # The kernel makes one when the device comes up, and keeps it for good. A router is known by it.
-            if spec.link_local:
-                kernel.replace_link_local(name, *map(fields.link_local_of, (found.mac, spec.mac)))
-            elif alias == mark:
-                kernel.replace_link_local(name, fields.link_local_of(found.mac), None)
+            was, now = map(fields.link_local_of, (found.mac, spec.mac))
+            kernel.replace_link_local(name, was, now if spec.link_local else None)
         for address in spec.deprecated:
             kernel.add_guest_address(name, address)
         for address in found.deprecated.keys() & spec.addresses.keys() - spec.deprecated.keys():
