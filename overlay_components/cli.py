@@ -100,7 +100,7 @@ def plan(
         typer.echo(json_.dumps(snippets.inventory(made.containers), indent=2))
         return
     if json:
-        out = {"containers": made.containers, "hosts": made.hosts(), "segments": made.segments}
+        out = {"containers": made.containers, "hosts": made.hosts(all_peers=True), "segments": made.segments}
         typer.echo(json_.dumps(out, indent=2))
         return
     show(

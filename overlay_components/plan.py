@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import ipaddress
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, TypedDict
 from typing_extensions import NotRequired
 
 from overlay_agent import document, fields
-from overlay_agent.diff import summary
+from overlay_agent.diff import NAMED, summary
 from overlay_agent.document import Document, Owner
 from overlay_agent.kinds import KINDS, Device, Spec
 from overlay_agent.kinds.firewall import Firewall
@@ -109,7 +110,7 @@ class Rule(TypedDict):
     protocol: str
     #: A range of them as text; null where the protocol has none.
     port: int | str | None
-    peers: dict[str, str]
+    peers: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,16 +137,27 @@ class Plan:
         }
         return dataclasses.replace(self, documents=documents, devices=devices)
 
-    def hosts(self) -> dict[str, dict[str, Any]]:
-        """For the stack's outputs: each host's devices, and what must reach it through packet filters."""
+    def hosts(self, *, all_peers: bool = False) -> dict[str, dict[str, Any]]:
+        """For the stack's outputs: each host's devices, and what must reach it through packet filters. Of many peers
+        only how many there are, unless `all_peers`."""
         return {
             # In a line each: Pulumi prints all outputs after every run, and the documents have the rest.
             host: {
                 "devices": {name: summary(spec) for name, spec in devices.items()},
-                "underlayRules": self.underlay_rules.get(host, {}),
+                "underlayRules": {
+                    name: _rule_row(rule, all_peers) for name, rule in self.underlay_rules.get(host, {}).items()
+                },
             }
             for host, devices in self.devices.items()
         }
+
+
+def _rule_row(rule: Rule, all_peers: bool) -> dict[str, Any]:
+    """Of 1,000 hosts that all hear each other the addresses would be a million, in each state and each answer."""
+    row = {"protocol": rule["protocol"], "port": rule["port"]}
+    if all_peers or len(rule["peers"]) <= NAMED:
+        return {**row, "peers": dict(rule["peers"])}
+    return {**row, "peerCount": len(rule["peers"])}
 
 
 def make_plan(config: Config, owner: Owner, lock: Lock | None = None, secrets: Secrets | None = None) -> Plan:
@@ -193,7 +205,7 @@ class _Members:
     #: Where it is, with the NICs that are its ports.
     uplinks: Uplinks | None = None
 
-    @property
+    @functools.cached_property
     def host_names(self) -> list[str]:
         return [host.name for host in self.hosts]
 
@@ -201,6 +213,11 @@ class _Members:
     def with_hubs(self) -> list[Tunnel]:
         """The tunnels with two hubs, of which there may be one."""
         return [one for one in self.tunnels if one.two_hubs]
+
+    @functools.cached_property
+    def members(self) -> frozenset[str]:
+        """The same to look names up in."""
+        return frozenset(self.host_names)
 
 
 class _Planner:
@@ -274,7 +291,8 @@ class _Planner:
         )
 
     def _document(self, host: str, devices: dict[str, Device]) -> dict[str, Any]:
-        allowed = self.allowed[host] if self.config.open_firewall else {}
+        rows = self.allowed[host].items() if self.config.open_firewall else ()
+        allowed = {name: {**row, "peers": dict(row["peers"])} for name, row in rows}
         firewall = {"firewall": Firewall(allow=allowed)} if allowed else {}
         services = {**self.services[host], **firewall}
         adopt = frozenset(self.adopt[host])
@@ -321,7 +339,7 @@ class _Planner:
 
     def _members(self, name: str, options: Segment) -> _Members:
         where = f"segments.{name}"
-        members: list[str] = []
+        members: dict[str, None] = {}  # in this order, and each looked up at once
         for number, host in enumerate(options.hosts if options.hosts is not None else self.config.hosts):
             if host not in self.ends:
                 near = errors.instead(host, self.ends)
@@ -329,7 +347,7 @@ class _Planner:
             elif host in members:
                 self.wrong.append(f"{where}.hosts[{number}]: {host!r} stands twice; name each host once")
             else:
-                members.append(host)
+                members[host] = None
         if options.hosts == []:
             self.wrong.append(f"{where}.hosts: empty; name hosts, or leave the key out for all of them")
         ends = without_moved(self.ends, self.config.segments, name)
@@ -574,11 +592,11 @@ class _Planner:
             self.wrong.append(
                 f"{where}: unknown host {errors.shown(host)}; {errors.instead(host, self.config.hosts)}"
             )
-        elif host not in segment.host_names:
+        elif host not in segment.members:
             self.wrong.append(
                 f"{where}: host {host!r} is not in segment {segment.name}; add it to {segment.where}.hosts"
             )
-        return host in segment.host_names
+        return host in segment.members
 
     def _gateways(
         self, segment: _Members, book: Book, addresses: Mapping[str, list[str]], value: str
@@ -955,8 +973,11 @@ class _Planner:
         if at.host.encryption:
             return
         name = at.device if one.kind.port_each(one.options) else one.base
-        rule = self.rules[at.host.name].setdefault(name, Rule(protocol=protocol, port=port, peers={}))
-        rule["peers"].update(peers)
+        # Where one device serves all it is the tunnel's own view of them: 1,000 hosts have a million peers.
+        peers = dict(peers) if at.label else peers
+        rule = self.rules[at.host.name].setdefault(name, Rule(protocol=protocol, port=port, peers=peers))
+        if isinstance(rule["peers"], dict):
+            rule["peers"].update(peers)
 
 
 def _add_snippets(containers: Mapping[str, dict[str, ContainerRow]], segments: Mapping[str, SegmentRow]) -> None:

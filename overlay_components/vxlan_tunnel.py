@@ -7,6 +7,7 @@ out of it, so each pair that shares a host, and each spoke of a hub, needs a VNI
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -105,7 +106,7 @@ class VxlanTunnelKind(tunnel.TunnelKind):
                     vni=vnis[at.label],
                     local=at.host.local,
                     device=at.host.device,
-                    peers={} if by_group else at.peers,
+                    peers={} if by_group else at.peers.copy(),
                 ),
             )
 
@@ -201,15 +202,17 @@ def _derived(tunnel: Tunnel, options: VxlanOptions, wrong: list[str]) -> dict[st
             mend[label] = out[label]
     if mend and options.vni_range is not None:
         low, high = options.vni_range
-        free = (n for n in range(low, high + 1) if n not in given and n not in out.values())
+        taken = {*given, *out.values()}
+        free = (n for n in range(low, high + 1) if n not in taken)
         say = ", ".join(f"{label}: {next(free, '?')}" for label in mend)
         first, number = next(iter(mend.items()))
-        other = next(label for label, taken in out.items() if taken == number and label != first)
+        other = next(label for label, vni in out.items() if vni == number and label != first)
         wrong.append(
             f"{tunnel.where}.vniRange: {first} and {other} both come to {number}; keep the older one and add "
             f"vnis: {{{say}}}, or take a wider range"
         )
-    again = [label for label, number in options.vnis.items() if list(options.vnis.values()).count(number) > 1]
+    uses = collections.Counter(options.vnis.values())
+    again = [label for label, number in options.vnis.items() if uses[number] > 1]
     if again:
         wrong.append(f"{tunnel.where}.vnis: {errors.listed(again)} have one VNI; give each its own")
     return out
