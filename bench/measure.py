@@ -7,7 +7,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from lab import Lab
@@ -90,37 +90,37 @@ class Bench:
 
     def measure(self, work: Callable[[], str | None]) -> Sample:
         """Runs it once. What it returns is the sample's note."""
-        sample = Sample()
-        before = self.connections()
-        cpu, host_cpu = self.operator.cpu(), self.hosts.cpu()
-        with self._watched(sample):
-            begin = time.monotonic()
-            sample.note = work() or ""
-            sample.seconds = time.monotonic() - begin
+        before, host_cpu = self.connections(), self.hosts.cpu()
+        sample = watched(self.operator, work)
         time.sleep(0.3)  # the last sshd of each host ends after its client
-        sample.cpu, sample.host_cpu = _spent(cpu, self.operator.cpu()), _spent(host_cpu, self.hosts.cpu())
+        sample.host_cpu = _spent(host_cpu, self.hosts.cpu())
         sample.connections = self.connections() - before
         return sample
-
-    @contextlib.contextmanager
-    def _watched(self, sample: Sample) -> Iterator[None]:
-        done = threading.Event()
-
-        def watch() -> None:
-            while not done.wait(0.1):
-                sample.memory = max(sample.memory, self.operator.resident())
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
 
     def connections(self) -> int:
         """How often the hosts' sshd let somebody in."""
         return sum(self.lab.log(host).count("Accepted publickey for") for host in self.lab.hosts)
+
+
+def watched(group: Group, work: Callable[[], str | None]) -> Sample:
+    """Runs it once: seconds, and what the processes of the group, which it starts, took."""
+    sample, done = Sample(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            sample.memory = max(sample.memory, group.resident())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        before, begin = group.cpu(), time.monotonic()
+        sample.note = work() or ""
+        sample.seconds = time.monotonic() - begin
+        sample.cpu = _spent(before, group.cpu())
+    finally:
+        done.set()
+        thread.join()
+    return sample
 
 
 def _spent(before: float | None, after: float | None) -> float | None:

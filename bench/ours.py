@@ -11,9 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bench.others import ROOT, FailedError, run
 from lab import Lab
@@ -23,10 +23,22 @@ ADDRESSES = {"h1": "10.10.0.1", "h2": "10.10.0.2"}
 _INTERVAL = 0.04
 
 
+class Operator(Protocol):
+    """What a Project needs of a Lab."""
+
+    @property
+    def home(self) -> Path:
+        """HOME of what is run."""
+
+    @property
+    def identity(self) -> Path:
+        """The private key."""
+
+
 class Project:
     """A copy of the checkout's project with a stack and a state of its own. Used as `with Project(...)`."""
 
-    def __init__(self, lab: Lab, folder: Path) -> None:
+    def __init__(self, lab: Operator, folder: Path) -> None:
         self.lab, self.folder = lab, folder
         # Keys by an ssh-agent, as docs/connections.md has it: else each resource in the state holds one, encrypted.
         socket = folder / "agent.sock"
@@ -66,16 +78,26 @@ class Project:
 
     def declare(self, hosts: Sequence[str], vni: int | None) -> None:
         """Writes the stack file: these hosts, and unless `vni` is None the segment on all of them."""
-        path = self.folder / "stacks" / "Pulumi.bench.yaml"
-        salt = [line for line in path.read_text().splitlines() if line.startswith("encryptionsalt")]
-        config: dict[str, Any] = {
-            "overlay:defaults": {"user": "root", "underlay": {"device": "eth0"}},
-            "overlay:hosts": {name: {"address": self.lab.hosts[name].address} for name in hosts},
+        assert isinstance(self.lab, Lab)  # noqa: S101 - for mypy
+        raw: dict[str, Any] = {
+            "defaults": {"user": "root", "underlay": {"device": "eth0"}},
+            "hosts": {name: {"address": self.lab.hosts[name].address} for name in hosts},
         }
         if vni is not None:
             segment = {"subnets": ["10.10.0.0/16"], "addresses": ADDRESSES}
-            config["overlay:segments"] = {"app": {**segment, "tunnels": {"mesh": {"kind": "vxlan", "vni": vni}}}}
+            raw["segments"] = {"app": {**segment, "tunnels": {"mesh": {"kind": "vxlan", "vni": vni}}}}
+        self.write(raw)
+
+    def write(self, raw: Mapping[str, Any]) -> None:
+        """Writes the stack file. `raw`: its `overlay:` keys without the prefix."""
+        path = self.folder / "stacks" / "Pulumi.bench.yaml"
+        salt = [line for line in path.read_text().splitlines() if line.startswith("encryptionsalt")]
+        config = {f"overlay:{key}": value for key, value in raw.items()}
         path.write_text("\n".join([*salt, f"config: {json.dumps(config)}", ""]))
+
+    def state_size(self) -> int:
+        """Bytes of the stack's state."""
+        return sum(path.stat().st_size for path in (self.folder / "state/.pulumi/stacks").rglob("*.json"))
 
     def up(self) -> None:
         """`pulumi up` as scripts call it. Raises FailedError."""

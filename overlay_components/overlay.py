@@ -97,6 +97,7 @@ class Overlay(pulumi.ComponentResource):
         opts: ResourceOptions | None = None,
     ) -> None:
         _end_without_traceback()
+        _sdk.collect_rarely()
         super().__init__("overlay:index:Overlay", name, {}, opts)
         self.name = name
         self.components: list[Component] = []

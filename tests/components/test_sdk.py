@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 from pulumi.runtime.proto import source_pb2
@@ -62,3 +63,16 @@ def test_the_first_error_of_many_outputs_ends_the_waiting():
 
     with pytest.raises(ValueError, match="of one output"):
         asyncio.run(program())
+
+
+def test_garbage_is_looked_for_rarely_unless_the_program_says_how_often():
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(*_sdk._USUAL)
+        _sdk.collect_rarely()
+        assert gc.get_threshold() == _sdk._RARE
+        gc.set_threshold(900, 5, 5)
+        _sdk.collect_rarely()
+        assert gc.get_threshold() == (900, 5, 5)
+    finally:
+        gc.set_threshold(*before)
