@@ -55,14 +55,15 @@ with contextlib.suppress(AttributeError):
     sdk._get_stack_trace = _without_trace(sdk._get_stack_trace)
 
 
-#: Python's own, which a program that has set another does not have any more; and what is set in its place.
-_USUAL, _RARE = (700, 10, 10), (20_000, 50, 100)
+#: After so many new objects; then what is older, after so many times.
+_RARE = (20_000, 50, 100)
 
 
 def collect_rarely() -> None:
-    """Has Python look less often for objects that only hold each other. It does after each 700 new ones; a program that
-    registers resources makes a million, keeps most to its end, and spent two fifths of its time on looking."""
-    if gc.get_threshold() == _USUAL:
+    """Has Python look less often for objects that only hold each other, unless it does not look at all. It does after
+    700 new ones or so; a program that registers resources makes a million, keeps most to its end, and spent two fifths
+    of its time on looking."""
+    if 0 < gc.get_threshold()[0] < _RARE[0]:
         gc.set_threshold(*_RARE)
 
 

@@ -65,14 +65,15 @@ def test_the_first_error_of_many_outputs_ends_the_waiting():
         asyncio.run(program())
 
 
-def test_garbage_is_looked_for_rarely_unless_the_program_says_how_often():
-    before = gc.get_threshold()
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((700, 10, 10), (20_000, 50, 100)), ((0, 10, 10), (0, 10, 10)), ((50_000, 5, 5), (50_000, 5, 5))],
+)
+def test_garbage_is_looked_for_rarely_and_never_more_often_than_the_program_says(before, after):
+    own = gc.get_threshold()
     try:
-        gc.set_threshold(*_sdk._USUAL)
-        _sdk.collect_rarely()
-        assert gc.get_threshold() == _sdk._RARE
-        gc.set_threshold(900, 5, 5)
-        _sdk.collect_rarely()
-        assert gc.get_threshold() == (900, 5, 5)
-    finally:
         gc.set_threshold(*before)
+        _sdk.collect_rarely()
+        assert gc.get_threshold() == after
+    finally:
+        gc.set_threshold(*own)
