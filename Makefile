@@ -78,6 +78,15 @@ bench: ## Times on 50 lab hosts, beside pyinfra and a loop over ssh
 	@$(PYTHON) tools/setup.py --bench
 	@. tools/env.sh; python -m bench
 
+.PHONY: bench-peers
+bench-peers: ## Times on 50 lab hosts beside ssh scripts, Ansible and pyinfra, as ratios of one run
+	@$(PYTHON) tools/setup.py --bench
+	@. tools/env.sh; python -m bench.peers
+
+.PHONY: bench-scale
+bench-scale: setup ## What grows how with the number of hosts: 10 to 200 in the lab, 5,000 on paper
+	@. tools/env.sh; python -m bench.scale
+
 .PHONY: lab-up
 lab-up: setup ## Lab hosts as network namespaces: make lab-up HOSTS=5
 	@. tools/env.sh; python -m lab up --hosts $(HOSTS)

@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
-TOPOLOGIES = ("mesh", "hub", "multicast", "evpn")
+#: evpn joins them with its planner.
+TOPOLOGIES = ("mesh", "hub", "multicast")
 #: Not asked of anybody: so a stack of hosts that are nowhere can be previewed.
-_HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOlJu4uC35woP+j3Q0cZlG03aHqs757DGRQ0YW6UvrQY"
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOlJu4uC35woP+j3Q0cZlG03aHqs757DGRQ0YW6UvrQY"
 _UNDERLAY = ipaddress.ip_network("198.18.0.0/15")
 #: VNIs of the first segment begin here; each segment has as many of its own as its hub may have spokes.
 _FIRST_VNI, _VNIS = 1000, 10_000
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def with_host_keys(raw: dict[str, Any]) -> None:
     """Gives all hosts a host key that nobody has."""
     for host in raw["hosts"].values():
-        host["hostKey"] = _HOST_KEY
+        host["hostKey"] = HOST_KEY
 
 
 def _number(low: int, high: int) -> Any:

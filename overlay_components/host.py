@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -263,9 +264,11 @@ class _Installed:
     request: Mapping[str, Any]
 
 
-def _arguments(connection: Connection) -> dict[str, Any]:
+def _arguments(connection: Connection) -> Mapping[str, Any]:
     """The connection as the provider takes it. An ssh-agent is found by SSH_AUTH_SOCK, never by a
-    path in the state, so that what a connection is does not differ by log-in."""
+    path in the state, so that what a connection is does not differ by log-in.
+
+    Not a dict: of each value in one the SDK makes Outputs, for each command again, a third of the program's time."""
     out: dict[str, Any] = {
         "host": connection.host,
         "port": connection.port,
@@ -278,7 +281,7 @@ def _arguments(connection: Connection) -> dict[str, Any]:
         out["private_key"] = connection.private_key
     if connection.proxy:
         out["proxy"] = _arguments(connection.proxy)
-    return out
+    return types.MappingProxyType(out)
 
 
 def _text(raw: Mapping[str, Any], id_: str) -> str:

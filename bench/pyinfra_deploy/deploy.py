@@ -75,14 +75,27 @@ def vxlan(device: str, vni: int, local: str, underlay: str, master: str, mtu: in
         host.noop(f"peers of {device} are known")
 
 
-bridge(name="bridge", device="br-app", mtu=1450)
-vxlan(
-    name="tunnel",
-    device="vx-app",
-    vni=int(os.environ["BENCH_VNI"]),
-    local=host.data.ssh_hostname,
-    underlay="eth0",
-    master="br-app",
-    mtu=1450,
-    peers=[other.data.ssh_hostname for other in inventory if other.name != host.name],
-)
+@operation()
+def gone(device: str) -> Iterator[str]:
+    """No such device."""
+    if device in host.get_fact(Links):
+        yield f"ip link del {device}"
+    else:
+        host.noop(f"{device} is not there")
+
+
+if os.environ["BENCH_VNI"]:
+    bridge(name="bridge", device="br-app", mtu=1450)
+    vxlan(
+        name="tunnel",
+        device="vx-app",
+        vni=int(os.environ["BENCH_VNI"]),
+        local=host.data.ssh_hostname,
+        underlay="eth0",
+        master="br-app",
+        mtu=1450,
+        peers=[other.data.ssh_hostname for other in inventory if other.name != host.name],
+    )
+else:
+    gone(name="no tunnel", device="vx-app")
+    gone(name="no bridge", device="br-app")
