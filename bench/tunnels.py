@@ -121,11 +121,7 @@ def measured(rows: Sequence[str], wire: str, *, quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="overlay-bench-") as scratch, Lab(
         "bench-tunnels", 3, rate=wire, directory=scratch
     ) as lab:
-        archive = agent.archive()
-        for host in lab.hosts:
-            request = {"owner": vars(OWNER), "host": host}
-            shutil.copy(archive, lab.path(host, "/root/agent.pyz"))
-            lab.run(host, ["/usr/bin/python3", "/root/agent.pyz", "install"], input=json.dumps(request))
+        install(lab)
         if not COUNTS_WELL:
             for host in lab.hosts:
                 _plain(lab, host, "eth0")
@@ -140,12 +136,12 @@ def _measured(lab: Lab, rows: Sequence[str], rounds: int, topologies: Sequence[s
     out: dict[str, Row] = {row: {"all": [], "trips": [], "lost": {}, "sent": {}} for row in rows}
     underlay = lab.hosts["h2"].address
     for number in range(rounds):
-        bare.append(_goodput(lab, underlay))
-        bare_trips += _round_trips(lab, underlay)
+        bare.append(goodput(lab, underlay))
+        bare_trips += round_trips(lab, underlay)
         for name, row in out.items():
             row["mtu"] = _apply(lab, KINDS[name], "mesh", ["h1", "h2"])
-            row["all"].append(_goodput(lab, ADDRESSES["h2"]))
-            row["trips"] += _round_trips(lab, ADDRESSES["h2"])
+            row["all"].append(goodput(lab, ADDRESSES["h2"]))
+            row["trips"] += round_trips(lab, ADDRESSES["h2"])
             if number == 0:
                 for topology in topologies:
                     row["sent"][topology], row["lost"][topology] = _join(lab, KINDS[name], topology)
@@ -160,17 +156,27 @@ def _measured(lab: Lab, rows: Sequence[str], rounds: int, topologies: Sequence[s
 # -- what is measured ----------------------------------------------------------------------------
 
 
-def _goodput(lab: Lab, address: str) -> float:
-    """Mbit/s of TCP payload from h1 to that address of h2."""
-    server = lab.popen("h2", ["iperf3", "-s"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def goodput(lab: Lab, address: str, *, here: str = "h1", there: str = "h2") -> float:
+    """Mbit/s of TCP payload from one host to that address of another."""
+    return float(_iperf(lab, address, here, there, ["-O", "1"])["bits_per_second"]) / 1e6
+
+
+def packets(lab: Lab, address: str, *, here: str = "h1", there: str = "h2") -> float:
+    """Packets that arrive in a second, of 64 bytes of UDP payload each and as many as the processor can send."""
+    found = _iperf(lab, address, here, there, ["-u", "-b", "0", "-l", "64"])
+    return float(found["packets"] - found["lost_packets"]) / float(found["seconds"])
+
+
+def _iperf(lab: Lab, address: str, here: str, there: str, options: Sequence[str]) -> dict[str, Any]:
+    server = lab.popen(there, ["iperf3", "-s"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        words = ["iperf3", "-c", address, "-t", str(SECONDS), "-O", "1", "-J"]
+        words = ["iperf3", "-c", address, "-t", str(SECONDS), "-J", *options]
         end = time.monotonic() + 20
         while True:
-            done = lab.run("h1", words, check=False)
+            done = lab.run(here, words, check=False)
             received = "sum_received" in done.stdout and json.loads(done.stdout)["end"].get("sum_received")
             if received:  # it ends with 0 also where it could not connect
-                return float(received["bits_per_second"]) / 1e6
+                return dict(received)
             if time.monotonic() > end:
                 raise RuntimeError(f"iperf3 to {address}: {done.stdout[-500:]}{done.stderr}")
             time.sleep(0.2)  # the server is not there yet
@@ -179,9 +185,9 @@ def _goodput(lab: Lab, address: str) -> float:
         server.wait()
 
 
-def _round_trips(lab: Lab, address: str) -> list[float]:
-    """Of a small packet from h1, in ms."""
-    text = lab.run("h1", ["ping", "-n", "-i", "0.005", "-c", str(PINGS), address]).stdout
+def round_trips(lab: Lab, address: str, *, here: str = "h1") -> list[float]:
+    """Of a small packet, in ms."""
+    text = lab.run(here, ["ping", "-n", "-i", "0.005", "-c", str(PINGS), address]).stdout
     return [float(found) for found in re.findall(r"time=([\d.]+) ms", text)]
 
 
@@ -216,6 +222,15 @@ def _pinging(lab: Lab) -> Iterator[dict[str, int]]:
 
 
 # -- the hosts -----------------------------------------------------------------------------------
+
+
+def install(lab: Lab) -> None:
+    """The agent on all hosts, without SSH."""
+    archive = agent.archive()
+    for host in lab.hosts:
+        request = {"owner": vars(OWNER), "host": host}
+        shutil.copy(archive, lab.path(host, "/root/agent.pyz"))
+        lab.run(host, ["/usr/bin/python3", "/root/agent.pyz", "install"], input=json.dumps(request))
 
 
 def _plain(lab: Lab, host: str, device: str) -> None:

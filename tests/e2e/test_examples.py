@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
@@ -72,6 +73,26 @@ def test_new_vm(example):
     example.healthy()
     example.noop()
     example.destroy().ok()
+    example.clean()
+
+
+@pytest.mark.lab(hosts=4)
+@pytest.mark.parametrize("example", ["two-stacks"], indirect=True)
+def test_two_stacks(example):
+    """Each stack reads the other's outputs, and their hosts are on one network."""
+    sites = {"east": ("west", ["h1", "h2"]), "west": ("east", ["h3", "h4"])}
+    for example.stack, (_, hosts) in sites.items():
+        example.run("stack", "init", example.stack, "--no-select", stack=False).ok()
+        example.run("config", "set", "hosts", json.dumps({h: example.lab.hosts[h].address for h in hosts})).ok()
+        example.up().ok()
+    for example.stack, (other, _) in sites.items():
+        example.run("config", "set", "other", f"organization/overlay-two-stacks/{other}").ok()
+        example.up().ok()
+    assert example.lab.ping("h2", "10.10.2.2", wait=5), "from one stack's last host to the other's"
+    assert not set(example.lab.links("h2")) & {"vl"}, "only the first hosts are joined"
+    for example.stack in sites:
+        example.noop()
+        example.destroy().ok()
     example.clean()
 
 
