@@ -32,6 +32,7 @@ from overlay_components.plan import make_plan
 MIB = 2**20
 #: Pulumi hands the configuration to the program in one variable of its environment, which Linux limits to 128 KiB.
 LONGEST_CONFIG = 120_000
+_USUAL = [topology for topology in ("mesh", "evpn") if topology in generate.TOPOLOGIES]
 #: What the issue asks for: (hosts, seconds, MiB).
 EVPN_PREVIEW, NO_OP = (1000, 30.0, 1536), (200, 6.0)
 
@@ -42,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lab", type=int, nargs="*", default=[10, 50, 200], help="lab hosts; default 10 50 200")
     parser.add_argument("--dry", type=int, nargs="*", default=[200, 1000, 5000],
                         help="hosts that nobody asks; default 200 1000 5000")  # fmt: skip
-    parser.add_argument("--topologies", nargs="+", choices=generate.TOPOLOGIES, default=["mesh", "multicast"],
-                        help="default mesh multicast")  # fmt: skip
+    parser.add_argument("--topologies", nargs="+", choices=generate.TOPOLOGIES, default=_USUAL,
+                        help=f"default {' '.join(_USUAL)}")  # fmt: skip
     parser.add_argument("--most-mesh", type=int, default=1000, help="no preview of a mesh of more hosts, whose "
                         "documents are as many as the square; default 1000")  # fmt: skip
     options = parser.parse_args(arguments)

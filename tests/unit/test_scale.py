@@ -39,7 +39,7 @@ def test_what_is_generated_is_a_stack_file(topology, hosts, segments, containers
     assert len(plan.segments) == segments
     assert [len(rows) for rows in plan.containers.values()] == [containers] * segments
     assert {row["topology"] for segment in plan.segments.values() for row in segment["tunnels"].values()} == {topology}
-    assert not plan.warnings
+    assert not plan.warnings or topology == "mesh"  # of which a large one has a hint
 
 
 def test_host_keys_are_given_so_that_nobody_is_asked(capsys, tmp_path):
