@@ -79,6 +79,10 @@ IFA_F_SAID = 0x10 | 0x100 | 0x200 | 0x400
 SCOPE_LINK = 253
 #: INFINITY_LIFE_TIME (net/addrconf.h).
 FOREVER = 0xFFFFFFFF
+# linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
+NETLINK_NETFILTER, NFT_MSG_GETTABLE = 12, 10 << 8 | 1
+#: The tables of the old iptables, which nft does not show.
+OLD_TABLES = ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")
 #: Requests sent together. Bounded, so that their answers fit into the socket's buffer.
 BATCH = 200
 #: Shows that the module is there, without which no host has a tunnel of L2TP's.
@@ -198,6 +202,10 @@ class Netlink:
         """Marks the end of a request that changed something."""
         if self.after_request:
             self.after_request()
+
+    def has_any(self, type_: int, message: bytes) -> bool:
+        """Whether a dump has an entry. Raises KernelError."""
+        return bool(self._dump_raw(type_, message))
 
     def _change(self, what: str, type_: int, messages: list[Any], flags: int = 0) -> None:
         # A test that kills the agent after each request needs them one by one.
@@ -767,6 +775,25 @@ class _Route:
 
     def __str__(self) -> str:
         return f"route {self.subnet}" if self.length else "route default"
+
+
+def has_packet_filters() -> bool:
+    """Whether any packet filter may be on this host. Most often none is, and to start nft, which knows more, with what
+    reading it needs is a fifth of an apply's time."""
+    for path in OLD_TABLES:
+        with suppress(OSError), open(path, encoding="ascii") as file:
+            if file.read():
+                return True
+    try:
+        asking = Netlink(NETLINK_NETFILTER)
+    except OSError:  # a kernel that does not say
+        return True
+    try:
+        return asking.has_any(NFT_MSG_GETTABLE, bytes(4))  # of all families
+    except KernelError:
+        return True
+    finally:
+        asking.close()
 
 
 def reindexed(route: str, was: int, index: int) -> str:

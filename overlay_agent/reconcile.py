@@ -19,7 +19,7 @@ from overlay_agent.diff import CREATE, REMOVE, SET, Change, diff, remaking, row_
 from overlay_agent.document import Document
 from overlay_agent.errors import KernelError
 from overlay_agent.fields import RECREATE, Difference
-from overlay_agent.kernel import Kernel, Link
+from overlay_agent.kernel import Kernel, Link, has_packet_filters
 from overlay_agent.kinds import DEVICES, KINDS, SERVICES
 from overlay_agent.secrets import MISSING, Secrets, references
 from overlay_agent.store import Store
@@ -312,7 +312,7 @@ def _in_the_way(wanted: Document) -> list[str]:
     """A line for each packet filter of others that may stop what the objects need."""
     listens = [one for spec in wanted.objects.values() for one in KINDS[spec.KIND].listens(spec)]
     passes = [one for name, spec in wanted.objects.items() for one in KINDS[spec.KIND].passes(name, spec)]
-    if not listens and not passes:
+    if not (listens or passes) or not has_packet_filters():
         return []
     from overlay_agent import nft  # noqa: PLC0415 - costs 6 ms, and a quiet apply does without
 

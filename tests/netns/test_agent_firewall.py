@@ -174,6 +174,18 @@ def test_a_policy_that_drops_what_has_no_port_is_named(host, filter_, protocol, 
         assert host.run("/usr/bin/python3", "-c", code).out.strip() == ""
 
 
+def test_whether_there_is_a_filter_at_all_is_told_without_nft(host):
+    code = (
+        f"import sys; sys.path.insert(0, {str(host.archive)!r}); from overlay_agent.kernel import has_packet_filters;"
+        "print(has_packet_filters())"
+    )
+    said = [host.run("/usr/bin/python3", "-c", code).out.strip()]
+    for words in ("add table ip6 theirs", "delete table ip6 theirs"):
+        host.run("nft", words)
+        said.append(host.run("/usr/bin/python3", "-c", code).out.strip())
+    assert said == ["False", "True", "False"]
+
+
 def test_its_life(host):
     wanted = with_firewall()
     done = host.apply(wanted)
