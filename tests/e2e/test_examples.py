@@ -92,6 +92,7 @@ def test_two_stacks(example):
     assert not set(example.lab.links("h2")) & {"vl"}, "only the first hosts are joined"
     for example.stack in sites:
         example.noop()
+    for example.stack in sites:
         example.destroy().ok()
     example.clean()
 
