@@ -180,6 +180,7 @@ class Guest:
         self.log = tempfile.NamedTemporaryFile("w", suffix=".log")  # noqa: SIM115 - closed, and so removed, by close()
         self.vm = None
         self.process: subprocess.Popen[str] | None = None
+        self.reader: threading.Thread | None = None
         reason = _vm.why_not()
         if reason:
             self.ended = reason
@@ -206,7 +207,8 @@ class Guest:
             f"cd {self.config.rootpath} && {INSIDE}=3 PATH={python.parent}:$PATH exec {words} 3>&1 1>&2 </dev/null",
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log,
         )  # fmt: skip
-        threading.Thread(target=self.read, args=[self.process], daemon=True).start()
+        self.reader = threading.Thread(target=self.read, args=[self.process], daemon=True)
+        self.reader.start()
 
     def tracebacks(self) -> str:
         style = self.config.option.tbstyle
@@ -280,4 +282,6 @@ class Guest:
         if self.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(10)
+        if self.reader is not None:
+            self.reader.join(10)  # it may be about to read the log
         self.log.close()

@@ -50,6 +50,7 @@ else:
 INI = """
 [pytest]
 timeout_method = thread
+filterwarnings = error::pytest.PytestUnhandledThreadExceptionWarning
 markers =
     kinds(*names): as in pyproject.toml
     slow: as there
