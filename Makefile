@@ -43,11 +43,11 @@ demo-down: setup ## Take down what demo made
 
 .PHONY: test
 test: check ## All that this machine can run, in VMs what its kernel cannot; says at the end what it skipped and why
-	@. tools/env.sh; python -m pytest $(HOST_TIERS) -rs -n $(HOST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@. tools/env.sh; python -m pytest $(HOST_TIERS) -rs -n $(HOST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .PHONY: test-vm
 test-vm: setup ## The tests of hosts once more, all of them in VMs with Debian's stock kernel (an hour or more)
-	@. tools/env.sh; OVERLAY_VM=1 python -m pytest $(HOST_TIERS) -rs -n $(HOST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@. tools/env.sh; OVERLAY_VM=1 python -m pytest $(HOST_TIERS) -rs -n $(HOST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .PHONY: check
 check: setup lint ## Lint, types and the tests that need neither root nor network
