@@ -206,7 +206,7 @@ class Vm:
         disks = [(image / "disk", "snapshot=on")]
         if self.programs:
             disks += [(_programs(), "readonly=on"), (_checkout(folder), "readonly=on")]
-        kernel = f"root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 panic=-1 {_CHEAP}"
+        kernel = f"root=/dev/vda rw console=ttyS0 quiet rdinit=/lab-init net.ifnames=0 panic=-1 {_CHEAP}"
         if not self.systemd:
             kernel += " init=/usr/local/sbin/lab-init"
         argv = ["setpriv", "--pdeathsig", "KILL", "--", QEMU]  # a killed test leaves no guest behind

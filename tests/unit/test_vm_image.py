@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import lzma
 import sys
 from pathlib import Path
 
@@ -93,3 +94,16 @@ def test_an_image_or_a_program_that_is_not_there(tmp_path, monkeypatch):
     assert _vm.why_not() == f"the VM lab has no image in {tmp_path}; run `make setup` as root on Debian"
     (tmp_path / "stamp").touch()
     assert _vm.why_not() == ""
+
+
+def test_the_kernel_is_unpacked_where_that_is_possible(maker):
+    packed, unpacked = lzma.compress(b"\x7fELF and more"), b"\x7fELF and more"
+    cases = {
+        b"head" + packed + b"tail": unpacked,
+        b"head" + lzma.compress(b"no ELF") + b"tail": None,
+        b"head" + packed[:6] + b"no xz": None,
+        b"head" + packed[:-8]: None,
+        b"head, and zstd": None,
+    }
+    for kernel, wanted in cases.items():
+        assert maker.unpacked(kernel) == (wanted or kernel)
