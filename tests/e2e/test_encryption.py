@@ -62,7 +62,7 @@ def test_doc_001_encrypted(stack, record_property):
     set_shared_key(stack)
     preview = stack.preview().ok()
     assert "<public key of h2>" in preview, "a key that is yet to be made is a word, not [unknown]"
-    with process_lists(in_the_clear(SHARED)):
+    with process_lists(lab, in_the_clear(SHARED)):
         first = stack.up().ok()
     for host in stack.hosts:
         assert re.search(rf"-{host}-document creating .*: created \(wireguard, ", first)
