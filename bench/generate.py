@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-#: evpn joins them with its planner.
-TOPOLOGIES = ("mesh", "hub", "multicast")
+#: How the hosts of a generated stack may be joined.
+TOPOLOGIES = ("mesh", "hub", "multicast", "evpn")
 #: Not asked of anybody: so a stack of hosts that are nowhere can be previewed.
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOlJu4uC35woP+j3Q0cZlG03aHqs757DGRQ0YW6UvrQY"
 _UNDERLAY = ipaddress.ip_network("198.18.0.0/15")
