@@ -73,6 +73,8 @@ class Fabric:
 
     def __init__(self, agent_archive, installed):
         self.switch = Host(agent_archive)
+        # It is a cable, and must not answer for an address of the hosts.
+        self.switch.run("ip address flush dev u0")
         self.switch.run("ip link add sw type bridge")
         self.switch.run("ip link set sw up")
         self.hosts = {name: Host(agent_archive, installed, machine=name * 32) for name in HOSTS}
@@ -377,6 +379,61 @@ def test_zebra_that_was_started_anew_hears_all_of_it_again(fabric):
     mac = node.host.json("ip -j -n late link show eth0")[0]["address"]
     until(lambda: mac in {row["mac"] for row in fabric["d"].json("bridge -j fdb show dev vx-42")})
     fabric["c"].run("ip netns del late")
+
+
+def test_a_host_that_is_cut_off_and_back(fabric):
+    ping = fabric.ping("c", "d", 14)
+    fabric.switch.run("ip link set to-e down")
+    until(lambda: address("e") not in fabric.peers("c") | fabric.peers("a"))
+    assert fabric["e"].agent("check", code=None).report["drift"] == []
+    fabric.switch.run("ip link set to-e up")
+    until(fabric.is_whole)
+    until(lambda: fabric.containers["c"].pings(fabric.ip("e")))
+    assert lost(ping) == 0
+
+
+def test_bfd_runs_only_where_it_is_asked_for(fabric):
+    for name in "abe":
+        fabric[name].apply(wanted(name, bfd=True))
+        assert program_names(fabric[name]) == ["bfdd", "bgpd", "zebra"]
+    assert program_names(fabric["c"]) == ["bgpd", "zebra"]
+    until(lambda: fabric.vtysh("e", "show bfd peers brief").count(" up") == 2)
+    until(fabric.is_whole)
+    fabric.switch.run("ip link set to-e nomaster")  # no carrier is lost
+    start = time.monotonic()
+    until(lambda: address("e") not in fabric.peers("a"))
+    print(f"bfd: noticed after {time.monotonic() - start:.1f} s")
+    fabric.switch.run("ip link set to-e master sw")
+    until(fabric.is_whole)
+    for name in "abe":
+        fabric[name].apply(wanted(name))
+        assert program_names(fabric[name]) == ["bgpd", "zebra"]
+
+
+def test_stopped_started_and_restored_at_boot(fabric):
+    host = fabric["e"]
+    host.agent("stop", "p/s")
+    assert program_names(host) == []
+    until(lambda: fabric.is_whole(HOSTS.replace("e", "")))
+    host.agent("start", "p/s")
+    until(fabric.is_whole)
+    fabric.kill("e", "bgpd", "zebra")
+    host.run("sh", "-c", "ip link delete vx-42; rm -rf /run/overlay /run/frr")
+    host.agent("restore")
+
+
+def test_typed_by_hand_it_is_the_same(fabric, new_host):
+    host = fabric.add("f", new_host(machine="f" * 32))
+    try:
+        send_password(host, name="f")
+        typed = host.run("/usr/local/sbin/overlay-agent", "explain", text=json.dumps(wanted("f"))).out
+        # The daemons log to where the shell does.
+        host.run("sh", "-c", "sh -eu > /run/said 2>&1 || { cat /run/said; false; }", text=typed)
+        until(lambda: fabric.is_whole(HOSTS + "f"))
+    finally:
+        host.close()
+        fabric.drop("f")
+    until(fabric.is_whole)
 
 
 # -- alone ------------------------------------------------------------------------------------------
