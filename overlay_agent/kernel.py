@@ -79,6 +79,8 @@ IFA_F_SAID = 0x10 | 0x100 | 0x200 | 0x400
 SCOPE_LINK = 253
 #: INFINITY_LIFE_TIME (net/addrconf.h).
 FOREVER = 0xFFFFFFFF
+#: What is said of a device, or by a kernel, on which IPv6 is off.
+_NO_IPV6 = (errno.EACCES, errno.ENXIO, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
 # linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
 NETLINK_NETFILTER, NFT_MSG_GETTABLE = 12, 10 << 8 | 1
 #: The tables of the old iptables, which nft does not show.
@@ -598,12 +600,13 @@ class Kernel(Netlink):
         self._change(f"{name}: prefer address {address}", RTM_NEWADDR, [message], NLM_F_CREATE | NLM_F_REPLACE)
 
     def replace_link_local(self, name: str, was: str, now: str | None) -> None:
-        """Gives the device that link-local address, or none, in place of the other one, which need not be there."""
+        """Gives the device that link-local address, or none, in place of the other one, which need not be there; nor
+        need IPv6."""
         gone = _address_request(self.index_of[name], f"{was}/64")
         try:
             self._change(f"{name}: remove its link-local address", RTM_DELADDR, [gone])
         except KernelError as error:
-            if error.code != errno.EADDRNOTAVAIL:
+            if error.code not in (errno.EADDRNOTAVAIL, *_NO_IPV6):
                 raise
         if now is None:
             return
@@ -611,7 +614,8 @@ class Kernel(Netlink):
         try:
             self._change(f"{name}: add its link-local address", RTM_NEWADDR, [made], NLM_F_CREATE | NLM_F_EXCL)
         except KernelError as error:
-            if error.code != errno.EEXIST:
+            # Where IPv6 is off the kernel makes none either; switched on, it makes one of the MAC address of then.
+            if error.code not in (errno.EEXIST, *_NO_IPV6):
                 raise
 
     def order_addresses(self, name: str, want: Sequence[str]) -> None:
