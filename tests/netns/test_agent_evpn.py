@@ -270,9 +270,11 @@ def test_a_vni_more_resets_no_session_and_loses_nothing(fabric):
     for name in HOSTS:
         fabric[name].apply(wanted(name))
     assert lost(ping) == 0
-    since = {name: {who: one["since"] for who, one in found.items()} for name, found in before.items()}
-    now = {name: {who: one["since"] for who, one in fabric.sessions(name).items()} for name in HOSTS}
-    assert now == since
+    for name in HOSTS:
+        now = fabric.sessions(name)
+        assert now.keys() == before[name].keys()
+        # bgpd rounds how long it is, and what the clock says.
+        assert all(abs(now[who]["since"] - one["since"]) <= 1 for who, one in before[name].items()), (now, before)
 
 
 def test_a_host_more_changes_nothing_on_the_others(fabric, new_host):
