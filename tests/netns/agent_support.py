@@ -186,10 +186,13 @@ def _steady(value):
 
 
 def _comes_and_goes(item):
-    """The kernel's own multicast routes and groups, and flags of the carrier, follow a moment later."""
+    """The kernel's own multicast routes and groups, and flags of the carrier, follow a moment later; what is learned
+    goes again."""
     if not isinstance(item, dict):
         return item in ("LOWER_UP", "NO-CARRIER")
-    return item.get("dst") == "ff00::/8" or item.get("mac", "").startswith(("33:33:", "01:00:5e:"))
+    # Whom a bridge or a tunnel heard of lately depends on who spoke; nobody wrote that down.
+    heard = "mac" in item and item.get("state") == "" and "extern_learn" not in item.get("flags", [])
+    return heard or item.get("dst") == "ff00::/8" or item.get("mac", "").startswith(("33:33:", "01:00:5e:"))
 
 
 def wire(a, b):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -38,6 +40,16 @@ def _why_not() -> str:
     probe = subprocess.run(["unshare", "--net", "ip", "link", "add", "type", "vxlan", "id", "1", "dstport", "1"],
                            capture_output=True, check=False)  # fmt: skip
     return f"no vxlan in this kernel: {probe.stderr.decode().strip()}" if probe.returncode else ""
+
+
+def pytest_assertrepr_compare(op, left, right):
+    """Of two states of a host what differs: whole they are some hundreds of lines, and CI cuts those."""
+    if op != "==" or type(left) is not type(right) or not isinstance(left, (dict, list, tuple)):
+        return None
+    texts = [json.dumps(value, indent=1, sort_keys=True, default=str).splitlines() for value in (right, left)]
+    if max(map(len, texts)) < 100:
+        return None
+    return ["two states are not the same", *difflib.unified_diff(*texts, "wanted", "found", n=8, lineterm="")]
 
 
 @pytest.fixture(scope="session")
