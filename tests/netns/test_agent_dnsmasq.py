@@ -98,8 +98,7 @@ def test_its_life(host):
     assert host.run("sh", "-c", "ls /var/lib/overlay/services /run/overlay /etc/systemd/system", check=False).out == (
         "/etc/systemd/system:\n"
     )
-    processes = host.run("ps", "-eo", "args").out
-    assert "--conf-file=/var/lib/overlay/services/overlay-dnsmasq" not in processes
+    until(lambda: host.processes() == [])
 
 
 def until(check):
