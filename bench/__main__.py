@@ -12,12 +12,11 @@ import os
 import platform
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench import agent, containers, others, ours, tunnels
-from bench.measure import Bench, Group, Sample
+from bench.measure import Bench, Sample, measured_lab
 from lab import Lab
 
 #: What is to be reached, as a multiple of pyinfra's time for the step (docs/adr/0004-speed.md).
@@ -37,19 +36,9 @@ def main() -> int:
     options = _options()
     hosts = 10 if options.quick else options.hosts
     load = os.getloadavg()
-    inside, outside = Group("hosts"), Group("operator")
     results: Results = {}
-    try:
-        with tempfile.TemporaryDirectory(prefix="overlay-bench-") as scratch:
-            inside.enter()
-            with Lab("bench", hosts, directory=scratch) as lab:
-                outside.enter()
-                lab.become_operator()
-                _measure(Bench(lab, inside, outside), options, Path(scratch), results)
-                outside.leave()
-    finally:
-        inside.remove()
-        outside.remove()
+    with measured_lab("bench", hosts) as (bench, scratch):
+        _measure(bench, options, scratch, results)
     about = {
         "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         "machine": _machine(),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lab import Lab
@@ -100,6 +101,24 @@ class Bench:
     def connections(self) -> int:
         """How often the hosts' sshd let somebody in."""
         return sum(self.lab.log(host).count("Accepted publickey for") for host in self.lab.hosts)
+
+
+@contextlib.contextmanager
+def measured_lab(name: str, hosts: int) -> Iterator[tuple[Bench, Path]]:
+    """A lab whose hosts and operator are counted apart, and a folder that goes with it. This process is the operator,
+    and in the lab's network from then on."""
+    inside, outside = Group("hosts"), Group("operator")
+    try:
+        with tempfile.TemporaryDirectory(prefix="overlay-bench-") as scratch:
+            inside.enter()
+            with Lab(name, hosts, directory=scratch) as lab:
+                outside.enter()
+                lab.become_operator()
+                yield Bench(lab, inside, outside), Path(scratch)
+                outside.leave()
+    finally:
+        inside.remove()
+        outside.remove()
 
 
 def watched(group: Group, work: Callable[[], str | None]) -> Sample:

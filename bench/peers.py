@@ -15,12 +15,10 @@ import os
 import platform
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from bench import others, ours
-from bench.measure import Bench, Group, Sample
+from bench.measure import Bench, Sample, measured_lab
 from lab import Lab
 
 #: All of a tool's steps; only what installs something on the hosts has the first.
@@ -60,26 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"{program}: is not there; python3 tools/setup.py --bench installs it")
     load = os.getloadavg()[0]
     rounds: list[Results] = []
-    inside, outside = Group("hosts"), Group("operator")
-    try:
-        with tempfile.TemporaryDirectory(prefix="overlay-bench-") as scratch:
-            inside.enter()
-            with Lab("bench-peers", options.hosts, directory=scratch) as lab:
-                outside.enter()
-                lab.become_operator()
-                for number in range(options.rounds):
-                    with ours.Project(lab, Path(scratch) / f"project-{number}") as project:
-                        found = {
-                            tool.name: _measured(Bench(lab, inside, outside), tool, only_no_op=options.only_no_op)
-                            for tool in _tools(lab, project)
-                            if not options.tools or tool.name in options.tools
-                        }
-                    rounds.append(found)
-                others.ansible_end(lab)
-                outside.leave()
-    finally:
-        inside.remove()
-        outside.remove()
+    with measured_lab("bench-peers", options.hosts) as (bench, scratch):
+        for number in range(options.rounds):
+            with ours.Project(bench.lab, scratch / f"project-{number}") as project:
+                found = {
+                    tool.name: _measured(bench, tool, only_no_op=options.only_no_op)
+                    for tool in _tools(bench.lab, project)
+                    if not options.tools or tool.name in options.tools
+                }
+            rounds.append(found)
+        others.ansible_end(bench.lab)
     results = {tool: {step: _median([one[tool][step] for one in rounds]) for step in rounds[0][tool]}
                for tool in rounds[0]}  # fmt: skip
     now = dt.datetime.now(dt.timezone.utc)

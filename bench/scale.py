@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import generate, ours
-from bench.measure import Bench, Group, Sample, watched
-from lab import Lab
+from bench.measure import Bench, Group, Sample, measured_lab, watched
 from overlay_agent.document import Owner
 from overlay_components.config import load_config
 from overlay_components.plan import make_plan
@@ -32,7 +31,7 @@ from overlay_components.plan import make_plan
 MIB = 2**20
 #: Pulumi hands the configuration to the program in one variable of its environment, which Linux limits to 128 KiB.
 LONGEST_CONFIG = 128 * 1024 - len("PULUMI_CONFIG=") - 1
-_USUAL = [topology for topology in ("mesh", "evpn") if topology in generate.TOPOLOGIES]
+_USUAL = ["mesh", "evpn"]
 #: What the issue asks for: (hosts, seconds, MiB).
 EVPN_PREVIEW, NO_OP = (1000, 30.0, 1536), (200, 6.0)
 
@@ -148,19 +147,11 @@ def _in_labs(counts: Sequence[int], topologies: Sequence[str]) -> list[str]:
 
 def one(count: int, topology: str) -> None:
     """Measures one lab; prints the seconds of a no-op, a tab, the table's row."""
-    inside, outside = Group("hosts"), Group("operator")
-    try:
-        with tempfile.TemporaryDirectory(prefix="overlay-bench-") as scratch:
-            inside.enter()
-            with Lab("bench-scale", count, directory=scratch) as lab:
-                outside.enter()
-                lab.become_operator()
-                with ours.Project(lab, Path(scratch) / "project") as project:
-                    row, no_op = _row(Bench(lab, inside, outside), project, topology)
-                outside.leave()
-    finally:
-        inside.remove()
-        outside.remove()
+    with (
+        measured_lab("bench-scale", count) as (bench, scratch),
+        ours.Project(bench.lab, scratch / "project") as project,
+    ):
+        row, no_op = _row(bench, project, topology)
     print(f"{no_op}\t{row}")
 
 
