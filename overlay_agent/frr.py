@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 from overlay_agent.fields import EXTRA, MISSING
-from overlay_agent.kinds.evpn import Evpn
+from overlay_agent.kinds.evpn import Evpn, auto_target
 
 Path = tuple[str, ...]
 
@@ -102,11 +102,6 @@ def _filter(spec: Evpn) -> list[Path]:
         out += [(hear,), (hear, f"set large-community {mark} additive")]
         out += [(f"{tell} 20",), (f"{tell} 20", f"match large-community {_HEARD}")]
     return out
-
-
-def auto_target(asn: int, vni: str) -> str:
-    """The route target that FRR derives: of a number with four bytes it takes the lower two (RFC 8365, 5.1.2.1)."""
-    return f"{asn & 0xFFFF}:{vni}"
 
 
 def _auto(spec: Evpn, vni: str) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pydantic
 
 from overlay_agent import fields
-from overlay_agent.kinds.evpn import Asn, Evpn, Target
+from overlay_agent.kinds.evpn import Asn, Evpn, Target, auto_target
 from overlay_components import errors, model, names
 from overlay_components.model import Checked
 from overlay_components.secrets import Secrets, Value
@@ -140,8 +140,7 @@ class Controlled:
         return str(tunnel.options.route_target or self._derived(tunnel))
 
     def _derived(self, tunnel: Tunnel) -> str:
-        """As FRR does it: of the AS number the lower half."""
-        return f"{self._options.asn & 0xFFFF}:{tunnel.options.vni}"
+        return auto_target(self._options.asn, str(tunnel.options.vni))
 
     @property
     def sources(self) -> dict[str, str]:

@@ -161,6 +161,11 @@ class Kind:
         return []
 
 
+def stack_of(mark: str) -> str:
+    """The stack's label in a mark."""
+    return mark.removeprefix("overlay:").rpartition("/")[0]
+
+
 def typed(command: Sequence[str]) -> str:
     """One of `commands` as a person types it into a shell: a script (sh -c) as it is, not in quotes once more."""
     import shlex  # noqa: PLC0415 - only to explain

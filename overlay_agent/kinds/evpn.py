@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from overlay_agent import fields
 from overlay_agent.errors import KernelError
 from overlay_agent.fields import Difference
-from overlay_agent.kinds.base import Kind, Listens, Spec, attribute, optional
+from overlay_agent.kinds.base import Kind, Listens, Spec, attribute, optional, stack_of
 from overlay_agent.kinds.vxlan import Vxlan, filled_by_frr
 
 if TYPE_CHECKING:
@@ -39,6 +39,11 @@ _RESERVED = {
 
 
 _TWO_BYTES, _FOUR_BYTES = 0xFFFF, 0xFFFFFFFF
+
+
+def auto_target(asn: int, vni: str) -> str:
+    """The route target that FRR derives: of a number with four bytes it takes the lower two (RFC 8365, 5.1.2.1)."""
+    return f"{asn & _TWO_BYTES}:{vni}"
 
 
 class Asn(fields.Integer):
@@ -187,7 +192,7 @@ class EvpnKind(Kind):
         there = _There(mark)
         config = frr.text(frr.paths(spec, _HERE if spec.password else None), f"! {mark}")
         if spec.password:
-            label = mark.removeprefix("overlay:").rpartition("/")[0]
+            label = stack_of(mark)
             quoted = re.sub(r"([\\$`])", r"\\\1", config)
             config = quoted.replace(_HERE, f"$(cat /var/lib/overlay/secrets/{label}/{spec.password})")
         end = "END" if spec.password else "'END'"
@@ -415,7 +420,7 @@ def _wrong_targets(spec: Evpn) -> list[str]:
 
     out = []
     for vni, more in sorted(spec.vnis.items()):
-        auto = frr.auto_target(spec.asn, vni)
+        auto = auto_target(spec.asn, vni)
         for way in ("import", "export"):
             targets = more.get(way, {})
             if list(targets) == [auto]:
@@ -457,7 +462,7 @@ def _wrong_others(name: str, there: _There, wanted: Document) -> list[str]:
     for one in sorted(ids):
         config = daemon.texts(f"{daemon.FOLDER}/{one}").get(_CONFIG, "")
         if one.startswith(prefix) and one != there.id and config:
-            owner = config.partition("\n")[0].removeprefix("! overlay:").rpartition("/")[0]
+            owner = stack_of(config.partition("\n")[0].removeprefix("! "))
             out.append(f"stack {owner} has an evpn on this host; one BGP speaker a host: put both into one stack")
     theirs = frr.foreign()
     if theirs:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from overlay_agent import fields
 from overlay_agent.fields import Difference
-from overlay_agent.kinds.base import Device, DeviceKind, Listens, attribute
+from overlay_agent.kinds.base import Device, DeviceKind, Listens, attribute, stack_of
 
 if TYPE_CHECKING:
     from overlay_agent.document import Document
@@ -243,7 +243,7 @@ class WireguardKind(DeviceKind):
 
     def commands(self, name: str, spec: Wireguard, mark: str) -> list[list[str]]:
         made, *rest = super().commands(name, spec, mark)
-        label = mark.removeprefix("overlay:").rpartition("/")[0]
+        label = stack_of(mark)
         # The newest is the one in use.
         key = f'"$(ls -v /var/lib/overlay/keys/{label}/* | tail -n 1)"'
         head = ["sh", "-c", f"wg set {name} listen-port {spec.listen_port} private-key {key}"]
