@@ -193,6 +193,9 @@ class DhcpOptions(model.Model):
     public_addresses: dict[Annotated[str, Checked(model.HostAddress())], Annotated[str, Checked(model.Text())]] = (
         _described({}, "One address outside for one inside, both ways: {198.51.100.7: web}")
     )
+    mss_clamp: _Flag = _described(
+        False, "Whether TCP that leaves the segment by the router is told of the narrower way's MTU"
+    )
     ra: Annotated[bool | None, Checked(fields.Flag())] = _described(
         None, "Router advertisements; default: true where the segment has an IPv6 subnet"
     )
@@ -228,6 +231,7 @@ class DhcpArgs(TypedDict, total=False):
     masquerade: bool
     forwards: Mapping[str, str]
     public_addresses: Mapping[str, str]
+    mss_clamp: bool
     ra: bool
     strict_order: bool
     no_override: bool

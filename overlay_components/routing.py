@@ -566,13 +566,18 @@ class Router:
         masquerade = [net for net in book.subnets if dhcp.masquerade and (net.version == 4 or not net.is_global)]
         forwards = self._forwards(dhcp, targets, containers, book)
         public = self._public(dhcp, targets, book)
-        if not (masquerade or forwards or public):
+        if not (masquerade or forwards or public or dhcp.mss_clamp):
             return {}
         self._check_way_back(dhcp, gateways, book)
         inside = [*(target["address"] for target in forwards.values()), *public.values()]
         versions = {net.version for net in masquerade} | {_ip(text).version for text in inside if names.known(text)}
         self.routing.passes(self.hosts, versions)
-        return {"masquerade": {str(net): {} for net in masquerade}, "forwards": forwards, "public_addresses": public}
+        return {
+            "masquerade": {str(net): {} for net in masquerade},
+            "forwards": forwards,
+            "public_addresses": public,
+            "mss_clamp": dhcp.mss_clamp,
+        }
 
     def _add_nat(
         self, translated: Mapping[str, Mapping[str, Any]], routed: Mapping[str, Sequence[str]], book: Book

@@ -1,4 +1,4 @@
-"""Address translation for one segment: masquerade, forwarded ports, public addresses (nft(8)).
+"""Address translation for one segment: masquerade, forwarded ports, public addresses, TCP's segment size (nft(8)).
 
 One table of our own a segment, replaced as a whole in one transaction of the kernel. Each rule's
 comment says what it is for, so that it can be read back, by us and by people.
@@ -37,7 +37,7 @@ TARGET = fields.Record(
 )
 HIGHEST_PORT = 65535
 #: nft(8), "dstnat" and "srcnat": in numbers, as not every version knows the words on every hook.
-DSTNAT, SRCNAT = -100, 100
+DSTNAT, SRCNAT, MANGLE = -100, 100, -150
 #: A host's own addresses that nothing outside can reach, and that the kernel routes nowhere else.
 LOOPBACK = {"ip": "127.0.0.0/8", "ip6": "::1"}
 
@@ -64,6 +64,9 @@ class Nat(Spec):
     public_addresses: dict[str, str] = attribute(
         fields.Keyed("public address", fields.Address(), fields.Address()), default={}
     )
+    #: TCP between the segment and elsewhere sends segments that the narrower way has room for, as its first packets
+    #: say to both ends (RFC 9293, 3.7.1), whether or not anybody hears "packet too big".
+    mss_clamp: bool = attribute(fields.Flag(), default=False)
     #: Rules of others in our table, as found.
     others: dict[str, Any] = attribute(fields.Others("rule"), default={})
 
@@ -80,9 +83,11 @@ class NatKind(TableKind):
 
     def wrong(self, spec: Nat) -> list[str]:
         out = [wrong for listen, target in spec.forwards.items() for wrong in _wrong_forward(listen, target)]
-        if not (spec.masquerade or spec.routed or spec.forwards or spec.public_addresses):
+        if not (spec.masquerade or spec.routed or spec.forwards or spec.public_addresses or spec.mss_clamp):
             nothing = f"interface: nothing is translated for {spec.interface}"
-            out.append(f"{nothing}; give masquerade, routed, forwards or publicAddresses, or leave the service out")
+            out.append(
+                f"{nothing}; give masquerade, routed, forwards, publicAddresses or mssClamp, or leave the service out"
+            )
         for field, subnets in (("subnets", spec.subnets), ("masquerade", spec.masquerade), ("routed", spec.routed)):
             for one, other in _pairs(sorted(subnets)):
                 if _overlap(one, other):
@@ -95,12 +100,13 @@ class NatKind(TableKind):
     def body(self, spec: Nat) -> list[str]:
         inward = [*_public_in(spec), *_forward(spec)]
         lines: list[str] = []
-        for chain, priority, rules in (
-            ("prerouting", DSTNAT, inward),
-            ("output", DSTNAT, inward),
-            ("postrouting", SRCNAT, [*_hairpin(spec), *_routed(spec), *_public_out(spec), *_masquerade(spec)]),
+        for type_, chain, priority, rules in (
+            *([("filter", "forward", MANGLE, _clamp(spec))] if spec.mss_clamp else []),
+            ("nat", "prerouting", DSTNAT, inward),
+            ("nat", "output", DSTNAT, inward),
+            ("nat", "postrouting", SRCNAT, [*_hairpin(spec), *_routed(spec), *_public_out(spec), *_masquerade(spec)]),
         ):
-            lines += [f"\tchain {chain} {{", f"\t\ttype nat hook {chain} priority {priority}; policy accept;"]
+            lines += [f"\tchain {chain} {{", f"\t\ttype {type_} hook {chain} priority {priority}; policy accept;"]
             lines += [f'\t\t{rule} comment "{spec.interface}: {what}"' for rule, what in rules]
             lines.append("\t}")
         return lines
@@ -262,6 +268,12 @@ def _masquerade(spec: Nat) -> Iterator[_Rule]:
         yield f"{match} masquerade", f"masquerade {subnet}"
 
 
+def _clamp(spec: Nat) -> Iterator[_Rule]:
+    inside = f'"{spec.interface}"'
+    for match in (f"iifname {inside} oifname != {inside}", f"iifname != {inside} oifname {inside}"):
+        yield f"{match} tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu", "clamp mss"
+
+
 def _rules(spec: Nat) -> list[docker_user.Rule]:
     """What Docker's FORWARD has to let through: what leaves the bridge, what answers, what was forwarded."""
     states = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED,DNAT"]
@@ -273,7 +285,11 @@ def _spec(comments: Iterable[str]) -> Nat:
     """What rules with these comments stand for."""
     interface = ""
     said: dict[str, dict[str, Any]] = {"subnet": {}, "masquerade": {}, "routed": {}, "forward": {}, "public": {}}
+    clamps = False
     for comment in comments:
+        clamp = re.fullmatch(r"(\S+): clamp mss", comment)
+        if clamp and interface in {"", clamp[1]} and not fields.InterfaceName().check(clamp[1]):
+            interface, clamps = clamp[1], True
         match = re.fullmatch(r"(\S+): (subnet|masquerade|routed|forward|public) (\S+)(?: to (.+))?", comment)
         if not match or interface not in ("", match[1]):
             continue
@@ -288,7 +304,8 @@ def _spec(comments: Iterable[str]) -> Nat:
         if not (wrong or wrong_target or wrong_pair):
             interface = match[1]
             said[what][key] = value
-    return Nat(interface, *said.values())
+    subnets, masquerade, routed, forwards, public = said.values()
+    return Nat(interface, subnets, masquerade, routed, forwards, public, clamps)
 
 
 def _target(said: str) -> dict[str, str]:

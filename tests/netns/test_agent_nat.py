@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from agent_support import Node, bridge, container, document
+from agent_support import PYTHON, Node, bridge, container, document
 
 S4, S6 = "10.10.0.0/24", "fd00::/64"
 FORWARDS = {
@@ -18,7 +18,7 @@ FORWARDS = {
 }
 PUBLIC = {"198.18.0.50": "10.10.0.6", "2001:db8::50": "fd00::6"}
 BOTH = {S4: {}, S6: {}}
-FULL = {"subnets": BOTH, "masquerade": BOTH, "forwards": FORWARDS, "publicAddresses": PUBLIC}
+FULL = {"subnets": BOTH, "masquerade": BOTH, "forwards": FORWARDS, "publicAddresses": PUBLIC, "mssClamp": True}
 
 
 def nat(**more):
@@ -112,6 +112,31 @@ def test_who_reaches_whom(place, bridged):
     assert host.state() == before
 
 
+#: Connects, and prints how large a segment of TCP it may send (tcp(7), TCP_MAXSEG).
+SEGMENT = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 3) as s:
+    print(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG))
+"""
+
+
+def test_segments_fit_through_the_narrower_way(place):
+    """Where nobody is told that a packet is too big, as behind many filters."""
+    host, outside, c5, _ = place
+    ways = [(c5, "198.18.0.99", 90), (c5, "2001:db8::99", 90), (outside, "198.18.0.11", 8080),
+            (outside, "2001:db8::11", 8080)]  # fmt: skip
+
+    def segments():
+        return [int(node.run(f"{PYTHON} -c '{SEGMENT}' {address} {port}").out) for node, address, port in ways]
+
+    host.run("ip link set u0 mtu 1300")
+    host.apply(with_nat(**{**FULL, "mssClamp": False}))
+    timestamps = 12  # bytes of each segment's header (RFC 7323)
+    assert segments() == [1500 - 40 - timestamps, 1500 - 60 - timestamps] * 2
+    host.apply(with_nat(**FULL))
+    assert segments() == [1300 - 40 - timestamps, 1300 - 60 - timestamps] * 2
+
+
 def test_a_new_forward_costs_no_packet_and_no_connection(place):
     host, outside, *_ = place
     host.apply(with_nat(**FULL))
@@ -130,17 +155,18 @@ def test_its_life(host):
     assert host.apply(wanted).lines == [
         (
             "nat: created (nat, interface br-app, 10.10.0.0/24, fd00::/64, 10.10.0.0/24, fd00::/64, tcp/8080, "
-            "tcp/7000-7002, udp/5000-5002, udp/5353, 198.18.0.50, 2001:db8::50)"
+            "tcp/7000-7002, udp/5000-5002, udp/5353, 198.18.0.50, 2001:db8::50, mssClamp on)"
         )
     ]
     assert host.apply(wanted).lines == ["a: nothing to do, 2 objects as declared"]
     assert host.agent("check").report == {"drift": []}
     assert host.agent("show").report["p/s"]["nat"] == {**nat(**FULL)["nat"]}
-    less = {**FULL, "publicAddresses": {"198.18.0.50": "10.10.0.5"}, "masquerade": {S4: {}}}
+    less = {**FULL, "publicAddresses": {"198.18.0.50": "10.10.0.5"}, "masquerade": {S4: {}}, "mssClamp": False}
     assert host.apply(with_nat(**less)).lines == [
         "nat: - masquerade fd00::/64",
         "nat: public address 198.18.0.50 10.10.0.6 -> 10.10.0.5",
         "nat: - public address 2001:db8::50 fd00::6",
+        "nat: mssClamp on -> off",
     ]
     assert "2001:db8::50" not in host.run("ip address show dev u0").out
     assert host.apply(bare).lines == ["nat: removed"]
@@ -208,6 +234,9 @@ DRIFT = {
         ("nft add rule inet {t} postrouting ip saddr 10.10.0.0/24 ip daddr != 10.10.0.0/24 oifname != br-app "
         "masquerade comment '\"br-app: masquerade 10.10.0.0/24\"'"),
         ["lacks masquerade 10.10.0.0/24", "…"],
+    ),
+    "the clamp gone": (
+        "nft flush chain inet {t} forward", ["mssClamp want on, is off", "…"]
     ),
     "a mixed one": (
         "nft add rule inet {t} postrouting accept comment '\"br-app: public 198.18.0.9 to fd00::9\"'",
@@ -313,8 +342,8 @@ def one(listen="tcp/80", **target):
 
 
 WRONG = [
-    ({}, ("nat.interface: nothing is translated for br-app; give masquerade, routed, forwards or publicAddresses, or "
-         "leave the service out")),
+    ({}, ("nat.interface: nothing is translated for br-app; give masquerade, routed, forwards, publicAddresses or "
+         "mssClamp, or leave the service out")),
     ({"routed": {"10.20.0.0/16": {}, "10.20.1.0/24": {}}},
      "nat.routed: 10.20.0.0/16 and 10.20.1.0/24 overlap; give each address once"),
     (one("tcp/0"), "nat.forwards tcp/0: 0 is not within 1 to 65535"),

@@ -148,7 +148,7 @@ DOCUMENT = {
         "nat": {
             "kind": "nat", "interface": "br-app", "subnets": {"10.10.0.0/24": {}}, "masquerade": {"10.10.0.0/24": {}},
             "forwards": {"tcp/8080": {"address": "10.10.0.9", "ports": "80"}},
-            "publicAddresses": {"198.18.0.200": "10.10.0.9"},
+            "publicAddresses": {"198.18.0.200": "10.10.0.9"}, "mssClamp": True,
         },
         "vrrp": {"kind": "vrrp", "interface": "br-app", "group": 7, "priority": 100, "addresses": {"10.10.0.3/24": {}}},
         "hubs": {"kind": "hub-guard", "ports": {"vx-app": {}}},
