@@ -87,7 +87,9 @@ def _apply() -> int:
     host.load_modules(wanted.modules())
     store_ = store.Store()
     with store_.locked(f"stack {wanted.owner.label}"):
-        code = guard.transaction(wanted, store_, host.here(), _report, probe=wanted.probe)
+        code = guard.transaction(
+            wanted, store_, host.here(), _report, probe=wanted.probe, packages=wanted.install_packages
+        )
         if code == 0:
             # Not at `restore`, which may come between a new value and the document that has it.
             store_.secrets(wanted.owner.label).keep(secrets.references(wanted.objects.values()))

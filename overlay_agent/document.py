@@ -53,7 +53,7 @@ class Document:
     `force` lets a removal go on although others use what is removed. `stopped`: since when it is on purpose not true
     (UTC, as RFC 3339 has it); the program never says so, `overlay-agent stop` does. `adopt`: devices that are
     taken over where somebody else made them. `probe`: an apply is undone unless those who answered before it answer
-    after it (probes.py).
+    after it (probes.py). `install_packages`: what its services need and the host lacks is installed (packages.py).
     """
 
     owner: Owner
@@ -65,6 +65,7 @@ class Document:
     stopped: str | None = None
     adopt: frozenset[str] = frozenset()
     probe: bool = False
+    install_packages: bool = False
 
     @property
     def objects(self) -> dict[str, Any]:
@@ -94,6 +95,8 @@ def to_json(document: Document) -> dict[str, Any]:
         out["force"] = True
     if document.probe:
         out["probe"] = True
+    if document.install_packages:
+        out["installPackages"] = True
     if document.stopped:
         out["stopped"] = document.stopped
     if document.adopt:
@@ -148,7 +151,9 @@ def parse(raw: Any) -> Document:
         raise DocumentError(
             [f"document.schema: {version!r}; this agent reads 1 to {SCHEMA_VERSION}: run `pulumi up`, which updates it"]
         )
-    known = ["schema", "owner", "host", "machine", "force", "stopped", "adopt", "probe", DEVICES, SERVICES]
+    known = [
+        "schema", "owner", "host", "machine", "force", "stopped", "adopt", "probe", "installPackages", DEVICES, SERVICES
+    ]  # fmt: skip
     errors.extend(
         f"document.{key}: unknown field; known are {', '.join(known)}" for key in sorted(raw.keys() - set(known))
     )
@@ -156,7 +161,8 @@ def parse(raw: Any) -> Document:
     label = fields.Label()
     maybe = fields.optional(label)
     flag = fields.Flag()
-    for key, type_ in {"host": label, "machine": maybe, "force": flag, "probe": flag, "stopped": maybe}.items():
+    types = {"host": label, "machine": maybe, "force": flag, "probe": flag, "installPackages": flag, "stopped": maybe}
+    for key, type_ in types.items():
         wrong = type_.check(raw.get(key, False if type_ is flag else None))
         if wrong:
             errors.append(f"document.{key}: {wrong}")
@@ -184,7 +190,7 @@ def parse(raw: Any) -> Document:
         raise DocumentError(errors)
     return Document(
         owner, raw["host"], raw.get("machine"), raw.get("force", False), devices, services, raw.get("stopped"),
-        frozenset(adopt), raw.get("probe", False),
+        frozenset(adopt), raw.get("probe", False), raw.get("installPackages", False),
     )  # fmt: skip
 
 

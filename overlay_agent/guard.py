@@ -17,6 +17,7 @@ answered before answer again (evidence.py).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -53,13 +54,17 @@ def transaction(
     *,
     forget: bool = False,
     probe: bool = False,
+    packages: bool = False,
 ) -> int:
     """Applies the document and hands the report to `out`; returns the exit code. Lines for people
-    go to standard error. For whom holds the store's lock. `probe`: undone unless those who answered before answer."""
+    go to standard error. For whom holds the store's lock. `probe`: undone unless those who answered before answer.
+    `packages`: what its services need and the host lacks is installed first."""
     end_cut_short(store, here)
     fault = faults.from_environment()
     kernel = Kernel(fault)
     try:
+        if packages:
+            _provide(wanted, kernel, store, here)
         plan = reconcile.prepare(wanted, kernel, store, here.machine, forget=forget)
     except Refused as error:
         _say([*error.errors, "nothing was changed"])
@@ -98,6 +103,19 @@ def transaction(
         store.secrets(wanted.owner.label).keep(())
         store.forget_keys(wanted.owner.label)
     return 0
+
+
+def _provide(wanted: Document, kernel: Kernel, store: Store, here: Here) -> None:
+    """Installs what the services lack, unless something else speaks against the document. Raises Refused."""
+    from overlay_agent import packages  # noqa: PLC0415 - few stacks say so
+
+    lacking = packages.lacking(wanted)
+    if lacking:
+        services = {name: spec for name, spec in wanted.services.items() if name not in lacking}
+        reconcile.prepare(dataclasses.replace(wanted, services=services), kernel, store, here.machine)
+        line = packages.install(wanted.host, list(lacking.values()))
+        _say([line])
+        store.note(wanted.owner.label, DONE, [line])
 
 
 def _armed(plan: Plan) -> Witnesses | None:

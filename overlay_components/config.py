@@ -242,6 +242,9 @@ class Config(Model):
     open_firewall: Annotated[bool, Checked(fields.Flag())] = _described(
         False, "Whether the hosts' firewalls are opened for the tunnels, for the peers' addresses only"
     )
+    install_packages: Annotated[bool, Checked(fields.Flag())] = _described(
+        False, "Whether packages that a host's services need and that it lacks are installed there (Debian, Ubuntu)"
+    )
     live: Annotated[bool, Checked(fields.Flag())] = _described(
         False, "Whether preview and up ask the hosts first, and repair what differs from what was applied"
     )

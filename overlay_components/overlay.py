@@ -75,9 +75,9 @@ class Overlay(pulumi.ComponentResource):
     """All overlay networks of one environment: `with Overlay("prod"): ...`.
 
     Leaving the block raises one pulumi.RunError with every error that was found. `peers`,
-    `defaults`, `encryption`, `evpn` and `open_firewall` are as in the stack file (docs/stack-file.md). `lock` has the
-    addresses of containers that say none: a lock file's path, or addresses by segment and container
-    (docs/containers.md).
+    `defaults`, `encryption`, `evpn`, `open_firewall` and `install_packages` are as in the stack file
+    (docs/stack-file.md). `lock` has the addresses of containers that say none: a lock file's path, or addresses by
+    segment and container (docs/containers.md).
     `live`: hosts are asked first, and what has drifted is shown and repaired (docs/operations.md).
     `rollout`: hosts are changed a few at a time, and after a failure no more of them (docs/operations.md).
     """
@@ -89,6 +89,7 @@ class Overlay(pulumi.ComponentResource):
         defaults: Mapping[str, Any] | None = None,
         peers: Mapping[str, Any] | None = None,
         open_firewall: bool | None = None,
+        install_packages: bool | None = None,
         encryption: Literal["wireguard", "none"] | EncryptionArgs | None = None,
         evpn: EvpnArgs | None = None,
         lock: str | Path | Lock | None = None,
@@ -106,6 +107,7 @@ class Overlay(pulumi.ComponentResource):
                 "defaults": defaults,
                 "peers": peers,
                 "open_firewall": open_firewall,
+                "install_packages": install_packages,
                 "encryption": words(encryption) if isinstance(encryption, Mapping) else encryption,
                 "evpn": words(evpn) if isinstance(evpn, Mapping) else evpn,
                 "rollout": words(rollout) if isinstance(rollout, Mapping) else rollout,
@@ -134,6 +136,7 @@ class Overlay(pulumi.ComponentResource):
             defaults=raw.get("defaults"),
             peers=raw.get("peers"),
             open_firewall=raw.get("openFirewall"),
+            install_packages=raw.get("installPackages"),
             encryption=raw.get("encryption"),
             evpn=raw.get("evpn"),
             lock=locked,

@@ -298,7 +298,15 @@ class _Planner:
         adopt = frozenset(self.adopt[host])
         probe = bool(self.config.rollout and self.config.rollout.probe)
         return document.to_json(
-            Document(self.owner, host, devices=devices, services=services, adopt=adopt, probe=probe)
+            Document(
+                self.owner,
+                host,
+                devices=devices,
+                services=services,
+                adopt=adopt,
+                probe=probe,
+                install_packages=self.config.install_packages and bool(services),
+            )
         )
 
     # -- hosts and segments ------------------------------------------------------------------

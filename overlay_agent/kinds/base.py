@@ -50,6 +50,9 @@ class Kind:
     rank: int = 10
     #: Whether a program of its own has to run for it (daemon.py).
     program: bool = False
+    #: Debian's package that its programs are in, and the unit that comes with it and is in the way, if one is.
+    package: str = ""
+    unit: str = ""
 
     # -- pure -------------------------------------------------------------------------------
 
@@ -116,6 +119,14 @@ class Kind:
     def beside(self, kernel: Kernel, name: str, mark: str) -> list[Difference]:
         """Differences that are in no field: the mark is not there."""
         return []
+
+    def lacks(self, spec: Any) -> bool:
+        """Whether the programs of `package` are not on this host."""
+        return False
+
+    def install(self, program: str) -> str:
+        """What to do where that program is not there."""
+        return f"{program} is not on this host; install the package {self.package} (installPackages: true does it)"
 
     def wrong_here(self, kernel: Kernel, name: str, spec: Any, wanted: Document) -> list[str]:
         """Why this host cannot have the object; `wanted` is the document it stands in."""

@@ -134,6 +134,7 @@ class DnsmasqKind(Kind):
     spec = Dnsmasq
     rank = 19
     program = True
+    package = "dnsmasq-base"
 
     # -- pure -------------------------------------------------------------------------------
 
@@ -178,12 +179,17 @@ class DnsmasqKind(Kind):
 
         return {"leases": dnsmasq.leases(_There.of(mark).files.get(dnsmasq.LEASES, ""))}
 
+    def lacks(self, spec: Dnsmasq) -> bool:
+        from overlay_agent import dnsmasq  # noqa: PLC0415 - as above
+
+        return not dnsmasq.program()
+
     def wrong_here(self, kernel: Kernel, name: str, spec: Dnsmasq, wanted: Document) -> list[str]:
         from overlay_agent import dnsmasq  # noqa: PLC0415 - as above
 
         there = _There.of(wanted.owner.alias(name))
-        if not dnsmasq.program():
-            return ["dnsmasq is not on this host; install the package dnsmasq-base"]
+        if self.lacks(spec):
+            return [self.install("dnsmasq")]
         wrong = _wrong_interface(kernel, spec, wanted)
         wrong += dnsmasq.clashes(spec, kernel.index_of.get(spec.interface, 0), there.pid)
         files = dnsmasq.files(spec, there.folder)

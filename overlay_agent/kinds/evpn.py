@@ -151,6 +151,9 @@ class EvpnKind(Kind):
     #: After the devices: FRR tells of a VNI when its device is there.
     rank = 17
     program = True
+    package = "frr"
+    #: An FRR of Debian's own.
+    unit = "frr.service"
 
     # -- pure -------------------------------------------------------------------------------
 
@@ -257,6 +260,9 @@ class EvpnKind(Kind):
             for who, address in sorted(spec.neighbors.items())
             if address not in up
         ]
+
+    def lacks(self, spec: Evpn) -> bool:
+        return bool(_missing(spec))
 
     def wrong_here(self, kernel: Kernel, name: str, spec: Evpn, wanted: Document) -> list[str]:
         from overlay_agent import frr  # noqa: PLC0415 - as above
@@ -435,12 +441,19 @@ def _wrong_targets(spec: Evpn) -> list[str]:
     return out
 
 
+def _missing(spec: Evpn) -> list[str]:
+    """FRR's programs that it needs and that are not here."""
+    from overlay_agent import frr  # noqa: PLC0415 - as above
+
+    needed = [_ZEBRA, _BGPD, *([_BFDD] if spec.bfd else [])]
+    return [part for part in needed if not frr.program(part)] + ([] if shutil.which("vtysh") else ["vtysh"])
+
+
 def _wrong_host(spec: Evpn) -> list[str]:
     """Why this host cannot run it at all."""
     from overlay_agent import frr  # noqa: PLC0415 - as above
 
-    needed = [_ZEBRA, _BGPD, *([_BFDD] if spec.bfd else [])]
-    missing = [part for part in needed if not frr.program(part)] + ([] if shutil.which("vtysh") else ["vtysh"])
+    missing = _missing(spec)
     if missing:
         are = "is" if len(missing) == 1 else "are"
         return [f"FRR's {', '.join(missing)} {are} not on this host; {_INSTALL}"]
@@ -509,6 +522,9 @@ _PAUSE = 0.1
 _SWEEP = 0.2
 _HERE = "<password>"
 #: Debian's starts an FRR of its own, which is in the way.
-_INSTALL = "install the package frr, and have its own service off: systemctl disable --now frr"
+_INSTALL = (
+    "install the package frr, and have its own service off: systemctl disable --now frr "
+    "(installPackages: true does both)"
+)
 
 KIND = EvpnKind()

@@ -23,6 +23,7 @@ class TableKind(Kind):
     family: str = "inet"
     #: What to do on a host without nft, beside installing it.
     instead: str = ""
+    package = "nftables"
 
     def body(self, spec: Any) -> list[str]:
         """The table's lines between its braces, as nft -f takes them."""
@@ -35,12 +36,13 @@ class TableKind(Kind):
     def commands(self, name: str, spec: Any, mark: str) -> list[list[str]]:
         return [["nft", self.ruleset(spec, mark)]]
 
-    def wrong_here(self, kernel: Kernel, name: str, spec: Any, wanted: Document) -> list[str]:
+    def lacks(self, spec: Any) -> bool:
         from overlay_agent import nft  # noqa: PLC0415 - subprocess costs 5 ms where there is no table
 
-        if not nft.missing():
-            return []
-        return [f"nft is not on this host; install the package nftables{self.instead}"]
+        return nft.missing()
+
+    def wrong_here(self, kernel: Kernel, name: str, spec: Any, wanted: Document) -> list[str]:
+        return [self.install("nft") + self.instead] if self.lacks(spec) else []
 
     def whole(self, mark: str, spec_of: Any) -> Whole | None:
         """The table's rules that are ours, word for word; None where there is no table.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from overlay_agent.document import Document
     from overlay_agent.kernel import Kernel
 
-PROGRAM, PACKAGE = "keepalived", "keepalived"
+PROGRAM = "keepalived"
 LOOPBACK = "lo"
 #: After its parent is killed keepalived's own child gives the addresses back and ends, in 1 s.
 ORPHAN_SECONDS = 3.0
@@ -90,6 +90,7 @@ class VrrpKind(Kind):
     spec = Vrrp
     rank = 18
     program = True
+    package = "keepalived"
 
     def wrong(self, spec: Vrrp) -> list[str]:
         out = [] if spec.addresses else ["addresses: there are none; leave the service out"]
@@ -105,11 +106,14 @@ class VrrpKind(Kind):
         # By hand it goes into the background itself.
         return [["sh", "-c", script], [word for word in _argv(id_, path) if word not in _FOREGROUND]]
 
-    def wrong_here(self, kernel: Kernel, name: str, spec: Vrrp, wanted: Document) -> list[str]:
+    def lacks(self, spec: Vrrp) -> bool:
         import shutil  # noqa: PLC0415 - as above
 
-        if not shutil.which(PROGRAM):
-            return [f"{PROGRAM} is not on this host; install the package {PACKAGE}"]
+        return shutil.which(PROGRAM) is None
+
+    def wrong_here(self, kernel: Kernel, name: str, spec: Vrrp, wanted: Document) -> list[str]:
+        if self.lacks(spec):
+            return [self.install(PROGRAM)]
         out = []
         device = wanted.devices.get(spec.interface)
         if device is None and spec.interface not in kernel.links:

@@ -373,4 +373,7 @@ def test_what_is_refused(host, change, message):
 def test_a_host_without_nft(host, tmp_path):
     (tmp_path / "bin").mkdir()
     said = host.apply(alone("anycast"), code=1, PATH=str(tmp_path / "bin")).lines
-    assert "a anycast-app: nft is not on this host; install the package nftables, or leave out anycast" in said
+    assert (
+        "a anycast-app: nft is not on this host; install the package nftables (installPackages: true does it), or "
+        "leave out anycast"
+    ) in said

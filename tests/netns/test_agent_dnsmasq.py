@@ -533,7 +533,8 @@ def refused(host, document_, *errors):
 def test_a_host_without_dnsmasq(host, tmp_path):
     done = host.apply(wanted(), code=1, PATH=str(tmp_path))
     assert done.lines == [
-        "a dhcp-app: dnsmasq is not on this host; install the package dnsmasq-base", "nothing was changed",
+        "a dhcp-app: dnsmasq is not on this host; install the package dnsmasq-base (installPackages: true does it)",
+        "nothing was changed",
     ]  # fmt: skip
 
 

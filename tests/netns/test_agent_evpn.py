@@ -470,7 +470,10 @@ REFUSES = (
     "printf '#!/bin/sh\\necho \"line 3: %% Unknown command[25]:  bgp router-id\"; exit 2\\n' > /run/vtysh; "
     "chmod +x /run/vtysh; mount --bind /run/vtysh /usr/bin/vtysh"
 )
-OFF = "install the package frr, and have its own service off: systemctl disable --now frr"
+OFF = (
+    "install the package frr, and have its own service off: systemctl disable --now frr "
+    "(installPackages: true does both)"
+)
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,10 @@ def without_nft(host, tmp_path):
 def test_a_host_without_nft(host, tmp_path):
     env = without_nft(host, tmp_path)
     assert host.apply(only_firewall(), code=1, **env).lines == [
-        "a firewall: nft is not on this host; install the package nftables, or set openFirewall: false",
+        (
+            "a firewall: nft is not on this host; install the package nftables (installPackages: true does it), or set "
+            "openFirewall: false"
+        ),
         "nothing was changed",
     ]
     assert host.apply(usual(), **env).code == 0

@@ -222,5 +222,6 @@ def test_what_is_no_port_or_address(host, fields, message):
 def test_a_host_without_nft(host, tmp_path):
     (tmp_path / "bin").mkdir()
     assert host.apply(wanted(11, guard()), code=1, PATH=str(tmp_path / "bin")).lines == [
-        "a guard: nft is not on this host; install the package nftables", "nothing was changed",
+        "a guard: nft is not on this host; install the package nftables (installPackages: true does it)",
+        "nothing was changed",
     ]  # fmt: skip

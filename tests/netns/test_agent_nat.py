@@ -515,8 +515,8 @@ def test_a_host_without_nft(host, tmp_path):
     (tmp_path / "bin").mkdir()
     assert host.apply(with_nat(**FULL), code=1, PATH=str(tmp_path / "bin")).lines == [
         (
-            "a nat: nft is not on this host; install the package nftables, or leave out masquerade, routes, forwards "
-            "and publicAddresses"
+            "a nat: nft is not on this host; install the package nftables (installPackages: true does it), or leave "
+            "out masquerade, routes, forwards and publicAddresses"
         ),
         "nothing was changed",
     ]

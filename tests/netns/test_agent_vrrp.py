@@ -164,7 +164,7 @@ def test_an_address_removed_by_hand_comes_back_by_itself(host):
     ("services", "of_bridge", "before", "errors"),
     [
         (service(), {}, "mount --bind /dev/null /usr/sbin/keepalived",
-         ["a vrrp: keepalived is not on this host; install the package keepalived"]),
+         ["a vrrp: keepalived is not on this host; install the package keepalived (installPackages: true does it)"]),
         (service(interface="br-no"), {}, "true", ["a vrrp: interface 'br-no' is not on this host; declare it"]),
         (service(addresses={"fd00::fe/64": {}}), {}, "true",
          [("a vrrp: routers talk from link-local addresses over IPv6 (RFC 5798), and br-app has none; set its "

@@ -408,3 +408,12 @@ def test_what_is_taken_over():
     with pytest.raises(ConfigErrors) as caught:
         plan_of(raw)
     assert caught.value.errors == ["hosts.a.macs.vx-ap: unknown device 'vx-ap'; did you mean vx-app?"]
+
+
+def test_hosts_with_services_are_told_to_install_what_they_lack():
+    hosts = {"a": {"address": "198.18.0.11"}, "b": {"address": "198.18.0.12"}}
+    app = {"tunnels": {"mesh": {"kind": "vxlan", "vni": 42}}, "subnets": ["10.10.0.0/24"], "dhcp": {"host": "a"}}
+    raw = {"hosts": hosts, "segments": {"app": {**app, "addresses": {"a": "10.10.0.1"}}}}
+    for said in (True, False):
+        documents = plan_of({**raw, "installPackages": said}).documents
+        assert [document.parse(documents[host]).install_packages for host in hosts] == [said, False]

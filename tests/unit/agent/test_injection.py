@@ -231,7 +231,7 @@ def test_what_is_another_thing_altogether_is_an_error(key):
             {"run": "id"},
             (
                 "document.run: unknown field; known are schema, owner, host, machine, force, stopped, adopt, probe, "
-                "devices, services"
+                "installPackages, devices, services"
             ),
         ),
     ],
