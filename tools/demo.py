@@ -243,7 +243,7 @@ def overlay(words: str) -> None:
 
 def readable_progress() -> Callable[[str], bool]:
     """Of Pulumi's line an event: each resource once (also when it made a remark), and what the agents say."""
-    noise = re.compile(r"\(\d+s\)\s*$|^@ |^\s*$|created \([\d.]+s\) \S|index:\w+ \S+ created|pulumi:pulumi:Stack")
+    noise = re.compile(r"ing \(\d+s\)\s*$|^@ |^\s*$|created \([\d.]+s\) \S|index:\w+ \S+ created|pulumi:pulumi:Stack")
     return lambda line: not noise.search(line) or "warning" in line or "error" in line
 
 
