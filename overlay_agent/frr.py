@@ -80,6 +80,7 @@ def paths(spec: Evpn, password: str | None) -> list[Path]:
     for vni, more in sorted(spec.vnis.items(), key=_number):
         lines = [f"rd {more['rd']}"] if more.get("rd") else []
         lines += [f"route-target {way} {t}" for way in ("import", "export") for t in _targets(spec, vni, more, way)]
+        lines += ["advertise-svi-ip"] if more.get("svi") else []
         out += [(top, _EVPN, f"vni {vni}")] if lines else []
         out += [(top, _EVPN, f"vni {vni}", line) for line in lines]
     return out + _filter(spec)
@@ -208,6 +209,8 @@ def _vnis(one: _One, top: str) -> dict[str, Any]:
     vnis: dict[str, Any] = {str(int(number) // MOST_TARGETS): {} for (number,) in one.all(_LISTED)}
     for vni, target in one.all(rf"{inside}rd (\S+)"):
         vnis.setdefault(vni, {})["rd"] = target
+    for (vni,) in one.all(rf"{inside}advertise-svi-ip"):
+        vnis.setdefault(vni, {})["svi"] = True
     for vni, way, target in one.all(rf"{inside}route-target (import|export) (\S+)"):
         vnis.setdefault(vni, {}).setdefault(way, {})[target] = {}
     return vnis

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
@@ -92,6 +92,8 @@ class Controlled:
         self._wrong: list[str] = []
         self._options = config.evpn or EvpnOptions()
         self._tunnels: list[Tunnel] = []
+        #: By a tunnel's place: the hosts that tell of their own addresses there.
+        self._own: dict[str, Collection[str]] = {}
         #: By name, in the order written: hosts, peers, and others, whose name is their address.
         self.reflectors = self._reflectors() if config.evpn else {}
 
@@ -129,6 +131,11 @@ class Controlled:
                 f"{tunnel.where}.topology: 'evpn' with bridge: none; FRR tells what is behind a bridge: leave it out, "
                 "or write mesh"
             )
+
+    def tells(self, tunnels: Iterable[Tunnel], hosts: Collection[str]) -> None:
+        """The hosts that have addresses of their own in the segment, which nobody else there has: they tell of them.
+        Else every packet to one of them, such as the gateway, would go to all hosts."""
+        self._own.update({one.where: hosts for one in tunnels})
 
     def facts(self, tunnel: Tunnel) -> dict[str, Any]:
         """What the outputs say beside the tunnel's own numbers."""
@@ -266,8 +273,9 @@ class Controlled:
             target = self._target(one)
             said = target != self._derived(one)
             for host in one.hosts:
-                both: dict[str, Any] = {"import": {target: {}}, "export": {target: {}}} if said else {}
-                networks.setdefault(host.name, {})[str(one.options.vni)] = both
+                more: dict[str, Any] = {"import": {target: {}}, "export": {target: {}}} if said else {}
+                more |= {"svi": True} if host.name in self._own.get(one.where, ()) else {}
+                networks.setdefault(host.name, {})[str(one.options.vni)] = more
         clients = {end.name: end.address for end in members if end.name not in self.reflectors}
         for end in members:
             if not end.managed:

@@ -443,6 +443,7 @@ class _Planner:
         dhcp = router.services(addresses, gateways, containers, book, self.lock.get(segment.name, {}), size)
         self._add_bridge(segment, addresses, size, anycast)
         tunnels = self._tunnels(segment, addresses, size)
+        self.evpn.tells(segment.tunnels, () if anycast or foreign else addresses)
         if anycast:
             self._add_anycast(segment, anycast)
         if options.isolate_host:

@@ -96,8 +96,11 @@ def _no_target(value: Any) -> str:
 
 
 _TARGETS = fields.Keyed("target", Target(), fields.Empty())
+#: `svi`: whether the host tells of its own addresses on the bridge, and of the bridge's MAC address ("switched virtual
+#: interface"). No port learns that one, so whoever sends to it would send to all hosts.
 VNI = fields.Record(
-    {"rd": fields.optional(Target()), "import": _TARGETS, "export": _TARGETS}, frozenset({"rd", "import", "export"})
+    {"rd": fields.optional(Target()), "import": _TARGETS, "export": _TARGETS, "svi": fields.Flag()},
+    frozenset({"rd", "import", "export", "svi"}),
 )
 
 

@@ -47,6 +47,8 @@ VARIANTS = {
     "rd": {"vnis": {"42": {"rd": "198.18.0.11:7"}}},
     "import": {"vnis": {"42": {"import": {"65000:7": {}}}}},
     "export": {"vnis": {"42": {"export": {"65000:7": {}, "198.18.0.11:9": {}}}}},
+    "own addresses": {"vnis": {"42": {"svi": True}}},
+    "own addresses and a target": {"vnis": {"42": {"svi": True, "rd": "198.18.0.11:7", "export": {"65000:7": {}}}}},
     "derived beside another": {"vnis": {"42": {"export": TWO, "import": TWO}}},
 }  # fmt: skip
 

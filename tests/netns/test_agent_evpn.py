@@ -51,9 +51,9 @@ def switch(name, vni=42):
 
 
 def wanted(name, vnis=(42,), devices=None, **more):
-    made = {f"{kind}-{vni}": make(name, vni) for vni in vnis for kind, make in (("br", switch), ("vx", tunnel))}
-    vnis = {"vnis": {str(vni): {} for vni in vnis}}
-    return document(services={"evpn": service(name, **{**vnis, **more})}, host=name, **made, **(devices or {}))
+    made = {f"{kind}-{vni}": make(name, int(vni)) for vni in vnis for kind, make in (("br", switch), ("vx", tunnel))}
+    vnis = {"vnis": vnis if isinstance(vnis, dict) else {str(vni): {} for vni in vnis}}
+    return document(services={"evpn": service(name, **{**vnis, **more})}, host=name, **{**made, **(devices or {})})
 
 
 def until(done, seconds=20):
@@ -234,6 +234,34 @@ def test_a_mac_moves_from_host_to_host(fabric):
         until(lambda name=name: behind(mac) == [address(name)])
         fabric[name].run("ip netns del mover")
         until(lambda name=name: "p-mover" not in fabric[name].run("ip link").out)
+
+
+def test_what_goes_to_a_hosts_own_address_goes_to_no_other_host(fabric):
+    """A bridge's own MAC address is learned on no port; without `svi` it is in nobody's forwarding table."""
+    mac, ip = switch("e")["mac"], "10.10.0.205"
+    with_address = {"br-42": {**switch("e"), "addresses": {f"{ip}/24": {}}}}
+    hook = "type filter hook prerouting priority 0"
+
+    def heard():
+        """By c, which has nothing to do with it."""
+        return int(re.search(r"packets (\d+)", fabric["c"].run("nft list table bridge seen").out)[1])
+
+    def known():
+        rows = fabric["d"].json("bridge -j fdb show dev vx-42")
+        return [row["dst"] for row in rows if row["mac"] == mac and "dst" in row]
+
+    fabric["c"].run("nft", f"table bridge seen {{ chain in {{ {hook}; ether daddr {mac} counter; }}; }}")
+    fabric["e"].apply(wanted("e", devices=with_address))
+    assert fabric.containers["d"].pings(ip)
+    assert (heard() > 0, known()) == (True, [])
+    fabric["e"].apply(wanted("e", devices=with_address, vnis={"42": {"svi": True}}))
+    until(lambda: known() == [address("e")])
+    before = heard()
+    assert " 0% packet loss" in fabric.containers["d"].run(f"ping -n -i 0.01 -c 50 {ip}").out
+    assert heard() == before
+    fabric["e"].apply(wanted("e"))
+    until(lambda: known() == [])
+    fabric["c"].run("nft delete table bridge seen")
 
 
 def test_what_has_nothing_to_do_with_it_is_left_alone(fabric):

@@ -154,6 +154,21 @@ def test_what_was_typed_by_hand_shows_as_what_it_changes(old, new, rows):
           exit-address-family
          exit
          """),
+        ({"vnis": {"42": {"svi": True}}},
+         """\
+         router bgp 65000
+          address-family l2vpn evpn
+           vni 42
+          exit-address-family
+         exit
+         router bgp 65000
+          address-family l2vpn evpn
+           vni 42
+            advertise-svi-ip
+           exit-vni
+          exit-address-family
+         exit
+         """),
         ({"reflector": True, "clients": {"b": {}}}, None),
         ({"asn": 65001}, None),
     ],
