@@ -123,6 +123,8 @@ class Daemon:
         refusal = systemctl("restart", f"{self.id}.service")
         if refusal:
             raise KernelError(f"{self.id}: start", errno.EIO, refusal)
+        # systemd says that it is started when it has forked; what it runs may not be there yet (systemd.service(5)).
+        _until(lambda: self.pid() is not None or running(self.id)[0] is None)
 
     def _stop_unit(self, kernel: Kernel) -> None:
         unit = f"{UNITS}/{self.id}.service"

@@ -30,7 +30,8 @@ _MARKER, _MARKER_ADDRESS = "overlay.invalid", "192.0.2.1"
 INFINITE = 0xFFFFFFFF
 #: In seconds (RFC 4861: at least the time between two advertisements, which is 600).
 _ROUTER_LIFETIME = 1800
-_DNS_SECONDS = 0.3
+#: How often it is asked, and for how long each time: one that is busy is not one that knows nothing.
+_DNS_TRIES, _DNS_SECONDS = 10, 0.5
 
 #: What follows from no field. Of the machine's own files none is read but resolv.conf, where `dns` names no servers.
 _ALWAYS = (
@@ -395,10 +396,13 @@ def _asked(server: str, name: str) -> bytes:
         asking.settimeout(_DNS_SECONDS)
         try:
             asking.connect((server, 53))
-            asking.send(head + labels + struct.pack(">BHH", 0, 1, 1))
-            return asking.recv(512)
+            for _ in range(_DNS_TRIES):
+                asking.send(head + labels + struct.pack(">BHH", 0, 1, 1))
+                with suppress(socket.timeout):
+                    return asking.recv(512)
         except OSError:
-            return b""
+            pass
+    return b""
 
 
 def leases(text: str) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ MTU = "com.docker.network.driver.mtu"
 DEFAULT_MTU = 1500
 #: A daemon that is just starting has its socket before it listens on it, and where systemd listens
 #: for it, before it answers.
-LISTENS_SECONDS, ANSWERS_SECONDS = 3.0, 30.0
+LISTENS_SECONDS, ANSWERS_SECONDS = 6.0, 30.0
 
 _state: dict[str, str] = {}
 
@@ -113,7 +113,7 @@ def _connected(seconds: float) -> socket.socket:
 
 
 def _answers() -> bool:
-    end = time.monotonic() + LISTENS_SECONDS
+    end, starting = time.monotonic() + LISTENS_SECONDS, False
     while True:
         try:
             with _connected(ANSWERS_SECONDS) as connection:
@@ -121,11 +121,12 @@ def _answers() -> bool:
                 if b" 200 " in connection.recv(64):
                     return True
         except FileNotFoundError:
-            return False
+            if not starting:  # else it is just making its socket anew
+                return False
         except socket.timeout:
             return False
         except OSError:
-            pass
+            starting = True
         if time.monotonic() > end:
             return False
         time.sleep(0.1)

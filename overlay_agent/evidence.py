@@ -21,8 +21,11 @@ from overlay_agent import sockets
 from overlay_agent.kernel import Kernel
 
 #: How long a probe is asked before the change, and after it. TCP sends again after 0.2 s, 0.6 s, 1.4 s, 3 s: an
-#: answer that takes longer than the last is hardly one that was lost on the way.
-BEFORE, AFTER = 1.0, 5.0
+#: answer that takes longer than the last is hardly one that was lost on the way. Who is dropped before the change,
+#: since a busy machine answered late, does not protect it.
+BEFORE, AFTER = 4.0, 5.0
+#: Of the latter, what is left for the others when the SSH session has taken its time.
+_LEAST = 1.0
 _EVERY = 0.2
 _ECHO, _ECHO_REPLY, _ECHO6, _ECHO6_REPLY = 8, 0, 128, 129
 
@@ -99,7 +102,7 @@ class Witnesses:
             return f"{self._host}: the SSH session ended before the change was proven"
         if self._session and not self._heard(f"{self._host}: asking {self} whether they still answer", AFTER):
             return self._cut_off(str(self._session))
-        left = max(end - time.monotonic(), BEFORE)
+        left = max(end - time.monotonic(), _LEAST)
         answered = self._asked(left, self._others, doubt=True)
         silent = [what for address, what in self._others.items() if address not in answered]
         return self._cut_off(_listed(silent)) if silent else ""

@@ -338,7 +338,8 @@ def foreign() -> list[tuple[int, str]]:
             if name in ("zebra", "bgpd") and os.stat(f"/proc/{number}/ns/net").st_ino == mine:
                 with open(f"/proc/{number}/cmdline", encoding="utf-8", errors="replace") as file:
                     words = file.read().split("\0")
-                out += [] if words[1:3] == ["-N", PATHSPACE] else [(int(number), name)]
+                # Without a command line it is just ending.
+                out += [] if not words[0] or words[1:3] == ["-N", PATHSPACE] else [(int(number), name)]
     return sorted(out)
 
 

@@ -60,7 +60,9 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_GETRULE, FRA_IIFNAME, FRA_OIFNAME = 34, 3, 17
 AF_BRIDGE = 7
-IFF_UP = 1
+IFF_UP, IFF_LOWER_UP = 1, 1 << 16
+#: IFLA_OPERSTATE of a device that sends; not all drivers say more (RFC 2863).
+_SENDING = ("UP", "UNKNOWN")
 NLA_F_NESTED = 0x8000
 ARPHRD_ETHER = 1
 NTF_SELF, NUD_PERMANENT, NUD_NOARP = 2, 0x80, 0x40
@@ -147,6 +149,8 @@ class Link:
     port: dict[str, Any]
     #: ARPHRD_* (linux/if_arp.h).
     type: int = ARPHRD_ETHER
+    #: Whether it has a carrier and sends.
+    running: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -892,6 +896,7 @@ def _link(message: Any) -> Link:
         data=_attributes(data),
         port=_attributes(slave) if info and info.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge" else {},
         type=message["ifi_type"],
+        running=bool(message["flags"] & IFF_LOWER_UP) and message.get_attr("IFLA_OPERSTATE") in _SENDING,
     )
 
 

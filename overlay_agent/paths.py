@@ -40,7 +40,7 @@ _LEAST = 46  # bytes in an Ethernet frame
 _BROADCAST = b"\xff" * 6
 #: s. How often those that have not answered are asked, how long nobody may have answered before that is the finding,
 #: how long in all; and how long the others are waited for before, and answered after.
-EVERY, PATIENCE, LIMIT, WAITING = 0.25, 1.5, 20.0, 90.0
+EVERY, PATIENCE, LIMIT, WAITING = 0.25, 4.0, 20.0, 90.0
 #: Frames that are sent before what has come in is looked at.
 _AT_ONCE = 16
 _SO_RCVBUFFORCE, _SO_TIMESTAMPNS, _BUFFER = 33, 35, 1 << 22

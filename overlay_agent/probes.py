@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from overlay_agent.reconcile import Plan
 
 #: s. How long is asked before the change, and after it; WireGuard repeats a handshake that was lost after 5 s.
-BEFORE, AFTER, HANDSHAKE = 1.0, 4.0, 6.0
+BEFORE, AFTER, HANDSHAKE = 3.0, 4.0, 6.0
+#: s, after which all sockets are made anew.
+_ANEW = 1.0
 #: Less than what an armed change is given in all (arming.py).
 _LONGEST = 36.0
 _EVERY = 0.25
@@ -140,15 +142,17 @@ def _ask(
     while not goal <= answered and time.monotonic() < end_:
         # Anew each time: the change has just made devices anew, and what was asked too early counts for nothing.
         with _Wires(over) as wires, _pings(sizes) as under:
-            until = min(time.monotonic() + BEFORE, end_)
+            until = min(time.monotonic() + _ANEW, end_)
             while not goal <= answered and time.monotonic() < until:
                 wires.ask(goal - answered)
                 for what, end in goal - answered:
                     if what in (_SMALL, _FULL):
                         under.send(end, full=what == _FULL)
-                due = time.monotonic() + _EVERY
-                while not goal <= answered and (left := due - time.monotonic()) > 0:
+                due, left = time.monotonic() + _EVERY, _EVERY
+                while not goal <= answered and left > 0:
+                    # What has come while this process had to wait is looked at, also when its time is up.
                     ready, _, _ = select.select([*wires.sockets, *under.sockets.values()], [], [], left)
+                    left = due - time.monotonic()
                     for one in ready:
                         (wires if one in wires.sockets else under).received(one)
                     answered |= wires.answered

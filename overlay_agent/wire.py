@@ -19,7 +19,7 @@ IPV4, ARP = 0x0800, 0x0806
 _UDP, _ICMP = 17, 1
 _BROADCAST = b"\xff" * 6
 #: s. How long an answer may take, also from somebody who should not be there, and how often it is asked for.
-ANSWER, PROBE, _EVERY = 2.0, 0.6, 0.25
+ANSWER, PROBE, _EVERY = 5.0, 0.6, 0.25
 _SOL_PACKET, _ADD_MEMBERSHIP, _PROMISC = 263, 1, 1
 _MAGIC = b"\x63\x82\x53\x63"
 _DISCOVER, _OFFER = 1, 2

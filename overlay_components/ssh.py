@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from overlay_components.connection import Connection, Operator
 
-#: For each of: TCP, key exchange, log-in, channel.
-STEP_SECONDS = 3.0
+#: For TCP, by which dead hosts are told; and for each of key exchange, log-in and channel, of a host that answered and
+#: may have much to do.
+CONNECT_SECONDS, STEP_SECONDS = 3.0, 10.0
 MAX_AUTH_TRIES = 6  # sshd's default; pulumi-command offers the agent's keys in order
 #: Of one answer: a host that went wrong must not fill the operator's memory.
 MOST_BYTES = 256 << 20
@@ -150,12 +151,12 @@ def channel(
     """The way to the host, through the bastion where there is one."""
     with contextlib.ExitStack() as stack:
         if proxy is None:
-            yield socket.create_connection((host, port), STEP_SECONDS)
+            yield socket.create_connection((host, port), CONNECT_SECONDS)
             return
-        way = socket.create_connection((proxy.host, proxy.port), STEP_SECONDS)
+        way = socket.create_connection((proxy.host, proxy.port), CONNECT_SECONDS)
         bastion = stack.enter_context(transport(way, _type(proxy)))
         _log_in(bastion, proxy, operator, "the bastion")
-        yield bastion.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=STEP_SECONDS)
+        yield bastion.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=CONNECT_SECONDS)
 
 
 @contextlib.contextmanager

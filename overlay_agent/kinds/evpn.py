@@ -22,6 +22,7 @@ from overlay_agent import fields
 from overlay_agent.errors import KernelError
 from overlay_agent.fields import Difference
 from overlay_agent.kinds.base import Kind, Listens, Spec, attribute, optional, stack_of
+from overlay_agent.kinds.vxlan import KIND as VXLAN
 from overlay_agent.kinds.vxlan import Vxlan, filled_by_frr
 
 if TYPE_CHECKING:
@@ -391,12 +392,22 @@ class _There:
         # zebra last: it takes out of the kernel what it put there when it sees bgpd end.
         for part in (_BFDD, _BGPD, _ZEBRA):
             self.daemon(part, []).stop(kernel)
-            if part == _BGPD and daemon.running(self.id_of(_ZEBRA))[1]:
-                time.sleep(_SWEEP)
+            end = time.monotonic() + _SWEEP
+            while part == _BGPD and daemon.running(self.id_of(_ZEBRA))[1] and _holds(kernel):
+                if time.monotonic() > end:
+                    break
+                time.sleep(_PAUSE)
         daemon.replace(kernel, self.folder, {})
         if os.path.isdir(frr.RUN):
             shutil.rmtree(frr.RUN)
             kernel.reached()
+
+
+def _holds(kernel: Kernel) -> bool:
+    """Whether zebra still has entries in a forwarding table."""
+    links = [link for link in kernel.links.values() if link.kind == "vxlan"]
+    its = [link for link in links if filled_by_frr(VXLAN.observe(kernel, link))]
+    return any(entry.dst for link in its for entry in kernel.fdb(link))
 
 
 def _make_run() -> None:
@@ -521,8 +532,8 @@ _CONFIG, _EMPTY = "bgpd.conf", "empty.conf"
 _PORT, _BFD_PORT = 179, 3784
 _UP = "Established"
 _PAUSE = 0.1
-#: zebra takes its entries out within 10 ms of bgpd's end.
-_SWEEP = 0.2
+#: zebra takes its entries out within 10 ms of bgpd's end, unless it is kept from running.
+_SWEEP = 5.0
 _HERE = "<password>"
 #: Debian's starts an FRR of its own, which is in the way.
 _INSTALL = (

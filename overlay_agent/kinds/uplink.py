@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,6 +32,8 @@ _NOT_COPIED = {"mtu", "stable_secret", "mc_forwarding", "addr_gen_mode", "forwar
 _NO_BRIDGE = "(none)"
 _CONF = "/proc/sys/net/{family}/conf/{device}"
 CLASS = "/sys/class/net"
+#: s, for which a bridge is waited for that has its first port.
+_SENDS = 1.0
 #: Of accept_ra: also where the host forwards packets.
 _HEAR_AS_ROUTER = "2"
 
@@ -186,6 +189,7 @@ class UplinkKind(Kind):
         for text in missing:
             kernel.hold(bridge, text, label=False)
         _join(kernel, kernel.links[nic], bridge)
+        _wait_until_sends(kernel, nic, bridge)
         # What the host's owner has done to the bridge's routes since is left alone.
         routes = record["routes"] if missing or held else []
         refused = kernel.add_routes(routes, record["index"], kernel.index_of[bridge])
@@ -232,6 +236,16 @@ def _join(kernel: Kernel, link: Link, bridge: str) -> None:
     if kernel.name_of.get(link.master) != bridge:
         kernel.set_master(link.name, bridge)
         link.master = kernel.index_of[bridge]
+
+
+def _wait_until_sends(kernel: Kernel, nic: str, bridge: str) -> None:
+    """A bridge has its carrier at once with its first port, but drops what it is to send until the kernel gets round to
+    setting up its queue. The NIC still has the host's addresses, so nothing is lost by waiting."""
+    end = time.monotonic() + _SENDS
+    kernel.refresh()
+    while kernel.links[nic].running and not kernel.links[bridge].running and time.monotonic() < end:
+        time.sleep(0.005)
+        kernel.refresh()
 
 
 def _move_back(kernel: Kernel, nic: str, record: Mapping[str, Any]) -> None:

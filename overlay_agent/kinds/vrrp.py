@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 PROGRAM = "keepalived"
 LOOPBACK = "lo"
-#: After its parent is killed keepalived's own child gives the addresses back and ends, in 1 s.
-ORPHAN_SECONDS = 3.0
+#: After its parent is killed keepalived's own child gives the addresses back and ends, in 1 s unless it is kept from
+#: running.
+ORPHAN_SECONDS = 10.0
 
 #: Gratuitous ARP, and unsolicited neighbour advertisements for IPv6, are what moves the containers' ARP
 #: entries and the bridges' and tunnels' forwarding entries: at once, 1 s later since packets get lost, and
