@@ -71,6 +71,8 @@ def up() -> None:
         start_lxc(row)
 
     say("They talk by name, across hosts.")
+    for row in real:
+        wait_for_lease(row)
     for a, b in neighbours(real):
         ping_by_name(a, b)
 
@@ -192,13 +194,21 @@ def start_lxc(row: Mapping[str, Any]) -> None:
     run(f"{snippet} | {make}", argv=["bash", "-euo", "pipefail", "-c", f"{snippet} | {make}"])
 
 
+def inside_lxc(row: Mapping[str, Any]) -> str:
+    """What comes before a command that runs in that container."""
+    return f"{LAB.format('ssh')} {row['host']} lxc-attach --name {row['name']} --"
+
+
+def wait_for_lease(row: Mapping[str, Any]) -> None:
+    """Its DHCP client was started in the background."""
+    wait = "i=0; until grep -q nameserver /etc/resolv.conf || test $i -ge 300; do i=$((i+1)); sleep 0.1; done"
+    run(wait, argv=[*shlex.split(inside_lxc(row)), f"sh -c {shlex.quote(wait)}"], quiet=True)
+
+
 def ping_by_name(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
     """One LXC container pings another by its name. Raises DemoError when that does not answer."""
-    inside = f"{LAB.format('ssh')} {a['host']} lxc-attach --name {a['name']} --"
-    wait = "i=0; until grep -q nameserver /etc/resolv.conf || test $i -ge 100; do i=$((i+1)); sleep 0.1; done"
-    run(f"{inside} {shlex.quote(wait)}", argv=[*shlex.split(inside), f"sh -c {shlex.quote(wait)}"], quiet=True)
     run(
-        f"{inside} ping -c 2 {b['name']}.{b['segment']}.example",
+        f"{inside_lxc(a)} ping -c 2 {b['name']}.{b['segment']}.example",
         keep=lambda line: line.startswith("PING") or "packets transmitted" in line,
         wrong=f"{a['name']} on {a['host']} does not reach {b['name']} on {b['host']} by its name",
     )

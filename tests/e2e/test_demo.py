@@ -71,7 +71,7 @@ def watched():
 
 def without_figures(line):
     """The line without times and counts that differ from run to run."""
-    line = re.sub(r"[\d.]+s\b", "Ns", " ".join(line.split()))
+    line = re.sub(r"[\d.]+s\b", "Ns", " ".join(re.sub("─+", "─", line).split()))
     return re.sub(r"\b\d+\.\d\d\b|[\d.]+(?= offered)", "N", line)
 
 
