@@ -811,7 +811,7 @@ class Lab:
         """
         _runtimes.start_lxc(self, host, name, network, start)
 
-    def dhcp(self, host: str, container: str, client: str = "udhcpc", *, ipv6: bool = False, wait: float = 10) -> None:
+    def dhcp(self, host: str, container: str, client: str = "udhcpc", *, ipv6: bool = False, wait: float = 30) -> None:
         """Have a real DHCP client configure a stand-in's eth0, and keep its lease; LabError if none in `wait` seconds.
 
         `client` is `udhcpc` or `dhclient`, each with Debian's own script: address, MTU, routes, and resolv.conf,

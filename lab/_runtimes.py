@@ -178,7 +178,7 @@ _DHCP_CLIENTS = {
     " -pf /run/dhclient{family}-{name}.pid -lf /var/lib/dhcp/dhclient{family}-{name}.leases eth0'",
 }
 # dhclient cannot use a link-local address that may yet prove to be another's
-_SETTLE = 'until test -z "$(ip -6 addr show dev eth0 tentative)"; do sleep 0.1; done; '
+_SETTLE = "until ip -6 addr show dev eth0 scope link -tentative | grep -q fe80; do sleep 0.1; done; "
 _DHCP_PACKAGES = {"udhcpc": "udhcpc", "dhclient": "isc-dhcp-client"}
 
 

@@ -48,6 +48,7 @@ PasswordAuthentication no
 AllowTcpForwarding yes
 AcceptEnv PULUMI_COMMAND_*
 Subsystem sftp internal-sftp
+LogLevel VERBOSE
 """
 
 # In a mount namespace of its own: /root is an empty directory of the test's, the account cannot be locked.
@@ -130,11 +131,10 @@ def running_sshd(directory: Path) -> Iterator[Sshd]:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(100):
+    end = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < end:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
-        if process.poll() is not None:
-            break
         time.sleep(0.05)
     raise AssertionError(f"sshd does not listen on port {port}: {log.read_text()}")
 

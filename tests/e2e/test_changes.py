@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 
 import pytest
 
-from tests.e2e.support import AGENT, steady_ping
+from tests.e2e.support import AGENT, steady_ping, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -117,10 +116,9 @@ def test_plain_user_behind_a_bastion_with_the_key_in_an_agent(stack):
     listen = stack.directory / "agent"
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", listen], stdout=subprocess.DEVNULL)
     try:
-        while not listen.exists():
-            time.sleep(0.01)
         env = {**stack.environment, "SSH_AUTH_SOCK": str(listen)}
-        subprocess.run(["ssh-add", "-q", stack.lab.identity], env=env, check=True)
+        add = ["ssh-add", "-q", stack.lab.identity]
+        wait_for(lambda: subprocess.run(add, env=env, check=False, capture_output=True).returncode == 0, 30)
         stack.environment = env
         text = stack.up().ok()
         stack.as_declared()

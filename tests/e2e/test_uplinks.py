@@ -186,7 +186,7 @@ def test_the_agent_is_killed_while_armed(stack):
     for point in (6, 9):
         once(stack, "h1", f"export OVERLAY_FAULT={point}:all")
         stack.up().failed()
-        wait_for(lambda: not stack.lab.run("h1", ["pgrep", "-f", "overlay-agent watch"], check=False).stdout)
+        wait_for(lambda: not stack.lab.run("h1", ["pgrep", "-f", "overlay-agent watch"], check=False).stdout, 60)
         assert difference(before, network(stack, "h1")) == "", point
     stack.up().ok()
     assert master(stack, "h1") == "br0"
@@ -200,12 +200,14 @@ def test_the_ssh_session_dies_while_the_nic_moves(stack):
     stack.up().ok()
     before = network(stack, "h1")
     stack.segments["lan"]["bridge"]["uplinks"] = {"h1": "eth0", "h2": "eth0"}
-    moves = "until grep -q uplinks /var/lib/overlay/shared.json 2>/dev/null; do :; done"
-    once(stack, "h1", f"({moves}; kill -9 $sshd) </dev/null >/dev/null 2>&1 &")
+    # While its proof is not heard the agent asks on, for 5 s: so it cannot be done before.
+    stack.lab.run("h1", TRAP)
+    moves = "until grep -q uplinks /var/lib/overlay/shared.json 2>/dev/null; do sleep 0.05; done"
+    once(stack, "h1", f"({moves}; kill -9 $sshd; nft delete table bridge trap) </dev/null >/dev/null 2>&1 &")
     text = stack.up().failed()
     assert "h1-document" in text
-    wait_for(lambda: difference(before, network(stack, "h1")) == "")
-    wait_for(lambda: not stack.lab.run("h1", ["pgrep", "-f", "overlay-agent"], check=False).stdout)
+    wait_for(lambda: difference(before, network(stack, "h1")) == "", 60)
+    wait_for(lambda: not stack.lab.run("h1", ["pgrep", "-f", "overlay-agent"], check=False).stdout, 60)
     stack.up().ok()
     assert master(stack, "h1") == "br0"
     stack.healthy()

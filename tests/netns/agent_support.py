@@ -92,6 +92,15 @@ class Host:
                     found.append(int(process.name))
         return sorted({*found} - {self._holder.pid})
 
+    def kill(self, pid, number=signal.SIGKILL):
+        """Sends the signal, and waits until the process has ended; until then it looks as if it ran."""
+        os.kill(pid, number)
+        end = time.monotonic() + 30
+        with contextlib.suppress(FileNotFoundError):
+            while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                assert time.monotonic() < end, f"process {pid} does not end"
+                time.sleep(0.01)
+
     def close(self):
         if self._holder.poll() is not None:
             return
@@ -155,9 +164,14 @@ class Host:
             "ip -j -d address", "bridge -j -d link", "bridge -j fdb", "ip -j -d route show table all",
             "ip -j -d -6 route show table all",
         ]  # fmt: skip
-        while "tentative" in self.run("ip -6 address show tentative").out:  # RFC 4862: not there yet
+        def look():
+            return {command: _steady(self.json(command)) for command in commands}
+
+        found, end = look(), time.monotonic() + 30
+        # Tentative addresses are not there yet (RFC 4862); routes follow addresses and carriers a moment later.
+        while "tentative" in self.run("ip -6 address show tentative").out or found != (found := look()):
+            assert time.monotonic() < end, "it does not come to rest"
             time.sleep(0.05)
-        found = {command: _steady(self.json(command)) for command in commands}
         # Which table was made first says nothing, nor what its rules have counted.
         return {**found, "nft": sorted(self.run("nft -s list ruleset").out.split("\n}\n"))}
 
@@ -191,7 +205,7 @@ def _comes_and_goes(item):
     if not isinstance(item, dict):
         return item in ("LOWER_UP", "NO-CARRIER")
     # Whom a bridge or a tunnel heard of lately depends on who spoke; nobody wrote that down.
-    heard = "mac" in item and item.get("state") == "" and "extern_learn" not in item.get("flags", [])
+    heard = "mac" in item and item.get("state") in ("", "stale") and "extern_learn" not in item.get("flags", [])
     return heard or item.get("dst") == "ff00::/8" or item.get("mac", "").startswith(("33:33:", "01:00:5e:"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 
 import pytest
 from agent_support import bridge, document
@@ -79,7 +80,8 @@ def test_a_unit_is_made_started_and_taken_away(host, path):
 
 def test_a_unit_that_ended_is_seen_and_started(host, path):
     host.apply(wanted(), **path)
-    host.run("sh", "-c", "kill $(cat /run/systemd/*.pid); rm /run/systemd/*.pid")
+    host.kill(int(host.run("sh", "-c", "cat /run/systemd/*.pid").out), signal.SIGTERM)
+    host.run("sh", "-c", "rm /run/systemd/*.pid")
     assert host.agent("check", code=2, **path).lines == ["dhcp: running want on, is off"]
     assert host.apply(wanted(), **path).lines == ["dhcp: running off -> on"]
     host.agent("remove", "p/s", **path)

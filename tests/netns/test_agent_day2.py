@@ -67,7 +67,7 @@ def test_status_of_a_service_that_ended_and_of_leases(host):
     host.apply(router())
     [folder] = host.run("sh", "-c", "echo /var/lib/overlay/services/*").out.split()
     [pid] = host.run("sh", "-c", "cat /run/overlay/*.pid").out.split()
-    host.run("kill", "-KILL", pid)
+    host.kill(int(pid))
     rows = "1900000000 02:00:00:00:01:01 10.10.0.11 web *\n0 02:00:00:00:01:02 10.10.0.12 * *\nduid 00:01\n"
     host.run("sh", "-c", f"printf '{rows}' > {folder}/leases")
     found = host.agent("status", "p/s").report["objects"]["dhcp-app"]

@@ -72,12 +72,13 @@ def place(host, new_host):
         process.communicate()
 
 
-def flows(c5, c6, outside):
-    """Whether frames pass within the bridge, packets leave it, and a forward comes in; asked at the same time."""
+def flows(c5, c6, outside, wanted):
+    """Whether frames pass within the bridge, packets leave it, and a forward comes in. Who is to answer may be busy."""
+    _, leave, come = (10 if one else 0.5 for one in wanted)
     return (
         c6.pings("10.10.0.5"),
-        c5.ask("198.18.0.99", "tcp/90", 0.5) == "outside tcp/90 198.18.0.11",
-        outside.ask("198.18.0.11", "tcp/8080", 0.5) == "c5 tcp/80 198.18.0.99",
+        c5.ask("198.18.0.99", "tcp/90", leave) == "outside tcp/90 198.18.0.11",
+        outside.ask("198.18.0.11", "tcp/8080", come) == "c5 tcp/80 198.18.0.99",
     )
 
 
@@ -102,36 +103,36 @@ def lacking(*rules):
 def test_what_passes_beside_docker(place, dockerd):
     host, c5, c6, outside = place
     # As at boot: our rules first, then Docker.
-    assert flows(c5, c6, outside) == ALL
+    assert flows(c5, c6, outside, ALL) == ALL
     host.run("sysctl -qw net.ipv4.ip_forward=0")
     dockerd(host)  # sets the policy where it is the one who switches forwarding on
     assert "-P FORWARD DROP" in host.run("iptables -S FORWARD").out
-    assert flows(c5, c6, outside) == ALL
+    assert flows(c5, c6, outside, ALL) == ALL
     assert "nothing to do" in host.apply(wanted()).err
 
     # Somebody empties the chain.
     host.run("iptables -F DOCKER-USER")
-    assert flows(c5, c6, outside) == NONE
+    assert flows(c5, c6, outside, NONE) == NONE
     assert host.agent("check", code=2).lines == lacking(*OURS)
     assert host.apply(wanted()).lines == [line.replace("lacks", "+") for line in lacking(*OURS)]
-    assert flows(c5, c6, outside) == ALL
+    assert flows(c5, c6, outside, ALL) == ALL
 
     # Docker starts anew, and sets its policy once more.
     dockerd.stop(host)
     dockerd(host)
     host.run("iptables -P FORWARD DROP")
-    assert flows(c5, c6, outside) == ALL
+    assert flows(c5, c6, outside, ALL) == ALL
     assert host.agent("check").report == {"drift": []}
 
     # One rule of the three.
     host.run("iptables -D DOCKER-USER -i br-app -o br-app -m comment --comment overlay:p/s/br-app -j ACCEPT")
     assert host.agent("check", code=2).lines == lacking(OURS[0])
-    assert flows(c5, c6, outside) == (False, True, True)
+    assert flows(c5, c6, outside, (False, True, True)) == (False, True, True)
     host.apply(wanted())
 
     # The segment is not routed any longer: its frames still pass.
     assert host.apply(wanted(None)).lines == ["nat: removed"]
-    assert flows(c5, c6, outside) == (True, False, False)
+    assert flows(c5, c6, outside, (True, False, False)) == (True, False, False)
 
 
 def test_docker_is_left_as_it_was(host, dockerd):
@@ -271,9 +272,10 @@ def test_others_that_drop_are_named(place, who, services, line):
     done = host.apply(wanted(services, ageing=100))
     assert line in done.lines
     if who is nft_forward:
-        assert flows(c5, c6, outside) == NONE
+        assert flows(c5, c6, outside, NONE) == NONE
         host.run("sh", "-ec", line.partition("type: ")[2])
-        assert flows(c5, c6, outside) == (ALL if services else (True, False, False))
+        wanted_ = ALL if services else (True, False, False)
+        assert flows(c5, c6, outside, wanted_) == wanted_
         assert line not in host.apply(wanted(services, ageing=200)).lines
 
 
@@ -281,11 +283,11 @@ def test_a_policy_that_somebody_set_is_named(place):
     """Docker is not running, so nothing leads from FORWARD to its chain."""
     host, c5, c6, outside = place
     host.run("iptables -P FORWARD DROP")
-    assert flows(c5, c6, outside) == NONE
+    assert flows(c5, c6, outside, NONE) == NONE
     (line,) = [line for line in host.apply(wanted(ageing=100)).lines if "type: " in line]
     assert line.startswith("a: the nftables chain ip filter FORWARD drops what it does not know of what is passed on")
     host.run("sh", "-ec", line.partition("type: ")[2])
-    assert flows(c5, c6, outside) == ALL
+    assert flows(c5, c6, outside, ALL) == ALL
 
 
 def test_without_br_netfilter_frames_are_not_hindered(host):

@@ -56,7 +56,7 @@ def wanted(name, vnis=(42,), devices=None, **more):
     return document(services={"evpn": service(name, **{**vnis, **more})}, host=name, **{**made, **(devices or {})})
 
 
-def until(done, seconds=20):
+def until(done, seconds=60):
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, "it did not come about"

@@ -18,13 +18,14 @@ with socket.socket(socket.AF_INET6 if ":" in source else socket.AF_INET, socket.
     s.bind((source, 0))
     s.sendto(struct.pack("!II", 0x08000000, vni << 8) + bytes(range(60)), (target, 4789))
 """
-#: Says which source addresses and VNIs arrive within a second, on the port that it takes.
+#: Says which source addresses and VNIs arrive on the port that it takes, until its input ends. What was sent by then
+#: has arrived: a veth delivers at once.
 RECEIVE = """
 import select, socket, struct, sys
 with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as s:
     s.bind(("::", 4789))
     print("ready", flush=True)
-    while select.select([s], [], [], 1.0)[0]:
+    while s in select.select([s, sys.stdin], [], [])[0]:
         data, source = s.recvfrom(2000)
         print(source[0].replace("::ffff:", ""), struct.unpack("!I", data[4:8])[0] >> 8, flush=True)
 """
@@ -62,7 +63,9 @@ def pair(host, new_host):
 
 
 def arriving(host, other, *packets):
-    receiver = host.popen("/usr/bin/python3", "-c", RECEIVE, stdout=subprocess.PIPE, text=True)
+    receiver = host.popen(
+        "/usr/bin/python3", "-c", RECEIVE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert receiver.stdout.readline() == "ready\n"
     for source, vni in packets:
         target = "2001:db8::11" if ":" in source else "198.18.0.11"
@@ -99,12 +102,12 @@ def test_who_gets_in_over_ipv6(pair):
     assert arriving(host, other, *packets) == {("2001:db8::12", "42"), ("2001:db8::66", "43")}
 
 
-#: Says which source addresses and session ids arrive in a second: L2TP straight in IP.
+#: The same of session ids: L2TP straight in IP.
 RECEIVE_L2TP = """
-import select, socket, struct
+import select, socket, struct, sys
 with socket.socket(socket.AF_INET, socket.SOCK_RAW, 115) as s:
     print("ready", flush=True)
-    while select.select([s], [], [], 1.0)[0]:
+    while s in select.select([s, sys.stdin], [], [])[0]:
         data, source = s.recvfrom(2000)
         print(source[0], struct.unpack("!I", data[20:24])[0], flush=True)
 """
@@ -122,7 +125,9 @@ def test_who_gets_in_where_there_are_no_ports(pair):
     wanted = document(services={"firewall": {"kind": "firewall", "allow": allow}})
     assert host.apply(wanted).lines == ["firewall: created (firewall, l2-app)"]
     assert host.agent("show").report["p/s"]["firewall"]["allow"]["l2-app"]["session"] == 3000
-    receiver = host.popen("/usr/bin/python3", "-c", RECEIVE_L2TP, stdout=subprocess.PIPE, text=True)
+    receiver = host.popen(
+        "/usr/bin/python3", "-c", RECEIVE_L2TP, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert receiver.stdout.readline() == "ready\n"
     for source, session in ((PEER, 3000), (STRANGER, 3000), (STRANGER, 3001)):
         other.run("/usr/bin/python3", "-c", SEND_L2TP, source, session)

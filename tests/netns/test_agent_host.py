@@ -191,7 +191,7 @@ def test_a_signal_in_the_middle(host, number):
     while not any("journal" in path for path in host.files()):
         assert agent.poll() is None
     agent.send_signal(number)
-    agent.wait(30)
+    agent.wait(120)
     lines = agent.stderr.read().decode().splitlines()
     assert lines[-1] == f"a: the apply was ended by {number.name}; undone, the host is as it was"
     assert agent.stdout.read() == b""
@@ -284,7 +284,7 @@ def test_who_holds_the_lock_is_named(host):
     assert holder.stdout.readline() == b"held\n"
     begun = time.monotonic()
     done = host.apply(usual(), code=1, OVERLAY_LOCK_SECONDS="0.5")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30  # of the 60 that are usual
     holder.kill()
     holder.wait()
     holder.stdout.close()

@@ -27,7 +27,10 @@ LINK_LOCAL = "fe80::ff:fe00:1%eth0"
 EVERYTHING = {(address, port) for address in ADDRESSES for port in ("tcp/22", "tcp/8080")}
 EVERYTHING |= {(address, "udp/9000") for address in ("10.10.0.1", "fd00:10::1")}
 #: Prints what answers at an address, also a link-local one with its zone.
-CONNECT = "import socket, sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 1).recv(99).decode())"
+CONNECT = (
+    "import socket, sys; address, port, patience = sys.argv[1:]; "
+    "print(socket.create_connection((address, int(port)), float(patience)).recv(99).decode())"
+)
 #: Asks a name server for the address of web.app.example.
 RESOLVE = """
 import socket, sys
@@ -65,8 +68,9 @@ def reached(node, patience=0.3):
     return {(address, port) for address, port in EVERYTHING if node.ask(address, port, patience) != "no answer"}
 
 
-def connects(node, address):
-    return node.run(shlex.join([PYTHON, "-c", CONNECT, address, "22"]), check=False).out.startswith("host tcp/22")
+def connects(node, address, patience="10"):
+    said = node.run(shlex.join([PYTHON, "-c", CONNECT, address, "22", patience]), check=False).out
+    return said.startswith("host tcp/22")
 
 
 def dns(node, server, tcp=""):
@@ -75,12 +79,12 @@ def dns(node, server, tcp=""):
 
 def test_nothing_but_what_is_allowed_is_reached(there):
     host, node = there
-    assert reached(node, 2) == EVERYTHING
+    assert reached(node, 10) == EVERYTHING
     assert connects(node, LINK_LOCAL)
 
     assert host.apply(wanted()).lines[0].startswith("guard-app: created (host-guard, interface br-app")
     assert reached(node) == set()
-    assert not connects(node, LINK_LOCAL)
+    assert not connects(node, LINK_LOCAL, "1")
     # What the segment is for still works.
     assert all(node.pings(address) for address in ADDRESSES)
     assert node.pings(LINK_LOCAL)
@@ -91,13 +95,13 @@ def test_nothing_but_what_is_allowed_is_reached(there):
     # The host itself is not cut off from the container, nor from anything else.
     node.run("ip address add 10.10.0.11/24 dev eth0")
     server = node.answer("tcp/80")
-    assert host.run(PYTHON, "-c", CONNECT, "10.10.0.11", "80").out.startswith("web tcp/80")
+    assert host.run(PYTHON, "-c", CONNECT, "10.10.0.11", "80", "10").out.startswith("web tcp/80")
     server.kill()
     server.wait()
 
     assert host.apply(wanted(guarded=False)).lines == ["guard-app: removed"]
     node.run("ip address add fd00:10::11/64 dev eth0 nodad")
-    assert ("10.10.0.1", "tcp/22") in reached(node, 2)
+    assert ("10.10.0.1", "tcp/22") in reached(node, 10)
 
 
 def test_its_life(host):

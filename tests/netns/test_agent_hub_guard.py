@@ -19,10 +19,10 @@ while True:
 """
 
 
-def wanted(*ports, vni=42, services=True):
+def wanted(*ports, vni=42, services=True, stp=True):
     devices = {name: vxlan(bridge="br-app", vni=vni + n, mac=f"02:00:00:00:02:0{n}") for n, name in enumerate(ports)}
     return document(
-        br_app=bridge(stp=True, forwardDelay=2, helloTime=1, maxAge=6),
+        br_app=bridge(stp=stp, forwardDelay=2, helloTime=1, maxAge=6),
         services={"hubs": {"kind": "hub-guard", "ports": {name: {} for name in ports}}} if services else {},
         **devices,
     )
@@ -64,12 +64,13 @@ DRIFT = {
 
 @pytest.mark.parametrize("command", DRIFT)
 def test_what_was_changed_by_hand_is_seen_and_mended(host, command):
-    host.apply(wanted("vx-a"))
+    document_ = wanted("vx-a", stp=False)  # with it a port's state changes by itself
+    host.apply(document_)
     before = host.state()
     host.run("nft", command.format(t=table(host)))
     found = host.agent("check", code=2).lines
     assert found[0] == f"hubs: {DRIFT[command][0]}"
-    host.apply(wanted("vx-a"))
+    host.apply(document_)
     assert host.agent("check").report == {"drift": []}
     assert host.state() == before
 
@@ -96,13 +97,15 @@ def test_nothing_passes_until_spanning_tree_is_heard(host, new_host):
     assert not heard(), "nor does anything get out"
     hello = other.popen(PYTHON, "-c", HELLO)
     try:
+        begun = time.monotonic()
         time.sleep(1)
-        assert not answered(), "the other hub may still pass frames on"
-        for _ in range(50):
-            if answered():
-                break
+        passes = answered()
+        # Where this machine was so busy that its time is over, nothing can be said.
+        assert not passes or time.monotonic() > begun + 2.5, "the other hub may still pass frames on"
+        end = time.monotonic() + 30
+        while not answered():
+            assert time.monotonic() < end
             time.sleep(0.1)
-        assert answered()
         assert host.agent("check").report == {"drift": []}, "what the sets hold is no drift"
     finally:
         hello.kill()

@@ -105,7 +105,10 @@ def test_who_reaches_whom(place, bridged):
     # br_netfilter hands the frame back to the bridge, which sends none out of the port that it came by.
     itself = [("c5", "198.18.0.11", "tcp/8080", "no answer" if bridged else "c5 tcp/80 10.10.0.1")]
     wanted = TRAFFIC + itself
-    assert [(who, where, port, nodes[who].ask(where, port)) for who, where, port, _ in wanted] == wanted
+    # Who is to answer may be busy; who is not gets a second.
+    patience = {"no answer": 1}
+    found = [nodes[who].ask(where, port, patience.get(told, 10)) for who, where, port, told in wanted]
+    assert [(*row[:3], told) for row, told in zip(wanted, found, strict=True)] == wanted
     assert outside.pings("198.18.0.50")
     host.apply(document(br_app=with_nat()["devices"]["br-app"]))
     assert outside.ask("198.18.0.11", "tcp/8080", 0.3) == "no answer"
@@ -186,14 +189,14 @@ def test_what_is_routed_is_not_translated(place):
     outside.run("ip route add 10.10.0.0/24 via 198.18.0.11")
     outside.run("ip -6 route add fd00::/64 via 2001:db8::11")
     host.apply(with_nat(masquerade=BOTH, routed={"198.18.0.0/24": {}}, publicAddresses=PUBLIC))
-    assert c5.ask("198.18.0.99", "tcp/90") == "outside tcp/90 10.10.0.5"
-    assert c6.ask("198.18.0.99", "tcp/90") == "outside tcp/90 10.10.0.6", "nor to its public address"
-    assert c5.ask("2001:db8::99", "tcp/90") == "outside tcp/90 2001:db8::11"
-    assert outside.ask("10.10.0.5", "tcp/80") == "c5 tcp/80 198.18.0.99"
+    assert c5.ask("198.18.0.99", "tcp/90", 10) == "outside tcp/90 10.10.0.5"
+    assert c6.ask("198.18.0.99", "tcp/90", 10) == "outside tcp/90 10.10.0.6", "nor to its public address"
+    assert c5.ask("2001:db8::99", "tcp/90", 10) == "outside tcp/90 2001:db8::11"
+    assert outside.ask("10.10.0.5", "tcp/80", 10) == "c5 tcp/80 198.18.0.99"
     host.run("nft", "flush", "chain", "inet", table(host), "postrouting")
     assert "nat: lacks routed 198.18.0.0/24" in host.agent("check", code=2).report["drift"]
     host.apply(with_nat(masquerade=BOTH, routed={"198.18.0.0/24": {}}, publicAddresses=PUBLIC))
-    assert c5.ask("198.18.0.99", "udp/90") == "outside udp/90 10.10.0.5"
+    assert c5.ask("198.18.0.99", "udp/90", 10) == "outside udp/90 10.10.0.5"
 
 
 #: What somebody does by hand ({t}: the table; {0}, {1}, …: handles of the rules in the chain that stands before), what

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import select
 import subprocess
 import time
 
@@ -42,20 +45,42 @@ def test_multicast_group(host, local, group, mtu):
     assert host.agent("check").report == {"drift": []}
 
 
+class Monitor:
+    """What changes from now on, by a program that says a line of each. A device that comes and goes marks both ends."""
+
+    def __init__(self, host, *words):
+        self.host, self.text = host, ""
+        self.process = host.popen(*words, stdout=subprocess.PIPE)
+        self._mark("begun")  # until it says that, it may not listen yet
+
+    def _mark(self, name):
+        end = time.monotonic() + 30
+        while name not in self.text:
+            assert time.monotonic() < end, "it says nothing"
+            self.host.run(f"ip link add {name} type bridge")
+            self.host.run(f"bridge fdb add 02:00:00:00:ff:ff dev {name} self local")
+            self.host.run(f"ip link delete {name}")
+            while select.select([self.process.stdout], [], [], 0.1)[0]:
+                self.text += os.read(self.process.stdout.fileno(), 1 << 16).decode()
+
+    def end(self):
+        """The lines that were said."""
+        self._mark("ended")
+        self.process.kill()
+        self.process.communicate()
+        return [line for line in self.text.splitlines() if not re.search(r"\b(begun|ended)\b", line)]
+
+
 def test_a_thousand_peers_and_one_more(host):
     host.apply(peers_document(1000))
     index = host.index("vx-app")
     assert len(host.peers("vx-app")) == 1000
-    monitor = host.popen("ip", "monitor", "link", "address", "route", stdout=subprocess.PIPE, text=True)
-    flood = host.popen("bridge", "monitor", "fdb", stdout=subprocess.PIPE, text=True)
-    time.sleep(0.3)
+    monitor = Monitor(host, "ip", "-o", "monitor", "link", "address", "route")
+    flood = Monitor(host, "bridge", "monitor", "fdb")
     done = host.apply(peers_document(1001))
-    time.sleep(0.2)
-    monitor.kill()
-    flood.kill()
     assert done.lines == ["vx-app: + peer h1000 198.19.4.1"]
-    assert monitor.communicate()[0] == ""
-    changed = flood.communicate()[0].splitlines()
+    assert monitor.end() == []
+    changed = flood.end()
     assert len(changed) == 1, changed
     assert "198.19.4.1" in changed[0]
     assert (host.index("vx-app"), len(host.peers("vx-app"))) == (index, 1001)

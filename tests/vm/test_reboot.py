@@ -209,7 +209,9 @@ def test_the_connection_ends_in_the_middle_of_an_apply(applied):
     before = applied.state()
     changed = STACKS["app"]("")
     changed["devices"]["vx-app"]["vni"] = 44
-    script = f"{AGENT} apply & sleep 0.2; kill -KILL $PPID; wait"
+    # In the background a shell gives a command no input but what is said; the journal says that it is in the middle.
+    until = "until test -e /var/lib/overlay/journal.json; do sleep 0.01; done"
+    script = f"exec 3<&0; {AGENT} apply <&3 & {until}; kill -KILL $PPID; wait"
     with pytest.raises(LabError):
         applied.vm.run(script, input=json.dumps(changed))
     applied.vm.run("until flock -n /run/overlay.lock true; do sleep 0.2; done")
@@ -227,7 +229,7 @@ def test_the_timer_repairs_what_drifted(applied):
     until = f"for i in $(seq 120); do [ $(cat /sys/class/net/vx-app/mtu) = {mtu} ] && exit 0; sleep 1; done; exit 1"
     applied.vm.run(["sh", "-c", until], timeout=150)
     applied.vm.run("until [ $(systemctl is-active overlay-repair.service) = inactive ]; do sleep 0.2; done")
-    said = applied.vm.run("journalctl -b --no-pager -o cat -u overlay-repair.service").stdout
+    said = applied.vm.run("journalctl --sync; journalctl -b --no-pager -o cat -u overlay-repair.service").stdout
     assert f"vx-app: mtu 1290 -> {mtu}" in said
     applied.agent("apply", document=plain)
     assert "overlay-repair" not in applied.vm.run("ls -R /etc/systemd/system").stdout
