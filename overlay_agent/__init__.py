@@ -8,3 +8,6 @@ __version__ = "0.1.0"
 
 #: Where the agent is on every host. Part of the contract: old commands in Pulumi's state call it.
 COMMAND = "/usr/local/sbin/overlay-agent"
+#: What it keeps there, and in it a folder for each service that is a program.
+STATE = "/var/lib/overlay"
+SERVICES_FOLDER = f"{STATE}/services"

@@ -19,15 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from overlay_agent import host
+from overlay_agent import SERVICES_FOLDER, STATE, host
 from overlay_agent.errors import KernelError
 
 if TYPE_CHECKING:
     from overlay_agent.kernel import Kernel
 
-STATE = "/var/lib/overlay"
 #: A service's own files are in a folder of its id below; the program, which may have dropped root, can read them.
-FOLDER = f"{STATE}/services"
+FOLDER = SERVICES_FOLDER
 #: Process ids, and what a program wrote to its standard error since it was started.
 RUN = "/run/overlay"
 UNITS = "/etc/systemd/system"

@@ -67,7 +67,7 @@ def put(kernel: Kernel, mark: str, rules: Sequence[Rule]) -> None:
         # First in the chain, since Docker's own RETURN may stand there.
         missing = [["-I", *rule[1:]] for rule in wanted if rule not in there]
         if stale or missing:
-            chain = [] if f"-N {CHAIN}" in kernel.listings[program] else [f":{CHAIN} - [0:0]"]
+            chain = [] if f"-N {CHAIN}" in (kernel.filters[program] or []) else [f":{CHAIN} - [0:0]"]
             _restore(kernel, program, [*chain, *(" ".join(line) for line in stale + missing)])
 
 
@@ -75,7 +75,7 @@ def remove(kernel: Kernel, mark: str) -> None:
     """Takes the mark's rules away, and with the last one what is left of a chain that nothing uses."""
     for program in _programs(mark):
         ours = [rule for rule in _chain(kernel, program) or [] if _comment_of(rule) == mark[:_LONGEST]]
-        listing = kernel.listings[program] or []
+        listing = kernel.filters[program] or []
         lines = [" ".join(["-D", *rule[1:]]) for rule in ours]
         used = any(line.endswith(f"-j {CHAIN}") for line in listing)
         if f"-N {CHAIN}" in listing and len(ours) == len(_chain(kernel, program) or []) and not used:
@@ -110,10 +110,10 @@ def _chain(kernel: Kernel, program: str) -> Optional[list[Rule]]:
     """The chain's rules; None where the program cannot read its table (another program's, or no kernel support)."""
     import subprocess  # noqa: PLC0415 - costs 5 ms where there is no Docker
 
-    if program not in kernel.listings:
-        done = subprocess.run([program, "-w", "-S"], capture_output=True, text=True, check=False)
-        kernel.listings[program] = None if done.returncode else done.stdout.splitlines()
-    listing = kernel.listings[program]
+    if program not in kernel.filters:
+        done = subprocess.run([program, "-w", "-S"], capture_output=True, check=False)
+        kernel.filters[program] = None if done.returncode else done.stdout.decode(errors="replace").splitlines()
+    listing = kernel.filters[program]
     return None if listing is None else [shlex.split(row) for row in listing if row.startswith(f"-A {CHAIN} ")]
 
 
@@ -123,7 +123,7 @@ def _restore(kernel: Kernel, program: str, lines: Sequence[str]) -> None:
     text = "\n".join(["*filter", *lines, "COMMIT", ""])
     argv = [f"{program}-restore", "--noflush", "--wait"]
     done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
-    kernel.listings.pop(program, None)
+    kernel.filters.pop(program, None)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise KernelError(argv[0], errno.EIO, said[0])

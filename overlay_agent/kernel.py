@@ -84,7 +84,10 @@ FOREVER = 0xFFFFFFFF
 #: What is said of a device, or by a kernel, on which IPv6 is off.
 _NO_IPV6 = (errno.EACCES, errno.ENXIO, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
 # linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
-NETLINK_NETFILTER, NFT_MSG_GETTABLE = 12, 10 << 8 | 1
+NETLINK_NETFILTER, NFT_MSG_GETCHAIN = 12, 10 << 8 | 4
+NFTA_CHAIN_TABLE, NFTA_CHAIN_POLICY, NF_DROP = 1, 5, 0
+#: Tables of nftables: ours begin so, and everything else belongs to others; firewalld's chains drop by rules.
+OUR_TABLES, FIREWALLD = "overlay-", "firewalld"
 #: The tables of the old iptables, which nft does not show.
 OLD_TABLES = ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")
 #: Requests sent together. Bounded, so that their answers fit into the socket's buffer.
@@ -209,9 +212,9 @@ class Netlink:
         if self.after_request:
             self.after_request()
 
-    def has_any(self, type_: int, message: bytes) -> bool:
-        """Whether a dump has an entry. Raises KernelError."""
-        return bool(self._dump_raw(type_, message))
+    def all(self, type_: int, message: bytes) -> list[bytes]:
+        """The messages of a dump. Raises KernelError."""
+        return self._dump_raw(type_, message)
 
     def _change(self, what: str, type_: int, messages: list[Any], flags: int = 0) -> None:
         # A test that kills the agent after each request needs them one by one.
@@ -307,6 +310,9 @@ class Kernel(Netlink):
         self.index_of: dict[str, int] = {}
         #: What other programs of the host listed in this look, by program; whoever changes it takes it out.
         self.listings: dict[str, Any] = {}
+        #: What iptables and ip6tables listed; whoever changes it takes it out. Whoever looks again takes it over: it
+        #: costs more than all the rest of a look, and nobody else's change of it is to be found.
+        self.filters: dict[str, list[str] | None] = {}
         #: L2TP's tunnels, by id (l2tp.py).
         self.tunnels: dict[int, Any] = {}
         self._addresses: dict[int, list[str]] = {}
@@ -785,9 +791,9 @@ class _Route:
         return f"route {self.subnet}" if self.length else "route default"
 
 
-def has_packet_filters() -> bool:
-    """Whether any packet filter may be on this host. Most often none is, and to start nft, which knows more, with what
-    reading it needs is a fifth of an apply's time."""
+def may_drop_packets() -> bool:
+    """Whether any packet filter of others on this host drops what it does not know. Most often none does, and to start
+    nft, which knows more, with what reading it needs is a fifth of an apply's time."""
     for path in OLD_TABLES:
         with suppress(OSError), open(path, encoding="ascii") as file:
             if file.read():
@@ -797,11 +803,27 @@ def has_packet_filters() -> bool:
     except OSError:  # a kernel that does not say
         return True
     try:
-        return asking.has_any(NFT_MSG_GETTABLE, bytes(4))  # of all families
+        chains = [_netlink_attributes(body, 20) for body in asking.all(NFT_MSG_GETCHAIN, bytes(4))]  # of all families
     except KernelError:
         return True
     finally:
         asking.close()
+    drop = struct.pack(">I", NF_DROP)
+    for chain in chains:
+        table = chain.get(NFTA_CHAIN_TABLE, b"").rstrip(b"\0").decode(errors="replace")
+        if table == FIREWALLD or (chain.get(NFTA_CHAIN_POLICY) == drop and not table.startswith(OUR_TABLES)):
+            return True
+    return False
+
+
+def _netlink_attributes(data: bytes, offset: int) -> dict[int, bytes]:
+    """The attributes of a message from there on (struct nlattr, linux/netlink.h), by type."""
+    found: dict[int, bytes] = {}
+    while offset + 4 <= len(data):
+        length, type_ = struct.unpack_from("=HH", data, offset)
+        found[type_ & ~NLA_F_NESTED] = data[offset + 4 : offset + length]
+        offset += (max(length, 4) + 3) & ~3
+    return found
 
 
 def reindexed(route: str, was: int, index: int) -> str:
@@ -815,12 +837,7 @@ class _Held:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.family, self.length, self.flags, self.scope, self.index = struct.unpack_from("=BBBBI", data)
-        self.values: dict[int, bytes] = {}
-        offset = 8
-        while offset + 4 <= len(data):
-            length, type_ = struct.unpack_from("=HH", data, offset)
-            self.values[type_] = data[offset + 4 : offset + length]
-            offset += (max(length, 4) + 3) & ~3
+        self.values = _netlink_attributes(data, 8)
         if IFA_FLAGS in self.values:
             (self.flags,) = struct.unpack("=I", self.values[IFA_FLAGS])
 

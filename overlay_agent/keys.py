@@ -28,7 +28,7 @@ _FOUND = "found"
 
 
 class Keys:
-    """The private keys of the stack `label` ("<project>/<stack>"), under `state` (store.STATE)."""
+    """The private keys of the stack `label` ("<project>/<stack>"), under `state` (overlay_agent.STATE)."""
 
     def __init__(self, state: str, label: str) -> None:
         self._files = PrivateFolder(state, "keys", label)

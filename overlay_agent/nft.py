@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from overlay_agent.errors import KernelError
+from overlay_agent.kernel import FIREWALLD, OUR_TABLES
 
 if TYPE_CHECKING:
     from overlay_agent.kernel import Kernel
     from overlay_agent.kinds import Listens, Passes
 
-#: Our tables are named so; everything else belongs to others.
-PREFIX = "overlay-"
 LEGACY = "/proc/net/ip_tables_names"
 BRIDGED = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 #: How many peers a command to copy names; a mesh of 1,000 would fill the screen.
@@ -141,12 +140,12 @@ def _in_the_way_on(bridge: str, routed: bool) -> list[tuple[str, str]]:
     rows = json.loads(_read("-j", "list", "chains") or '{"nftables": []}')["nftables"]
     chains = [row["chain"] for row in rows if "chain" in row]
     named = f'"{bridge}"'
-    if any(chain["table"] == "firewalld" for chain in chains):
+    if any(chain["table"] == FIREWALLD for chain in chains):
         command = f"firewall-cmd --permanent --zone=trusted --add-interface={bridge}; firewall-cmd --reload"
         found += [] if named in text("inet", "firewalld") else [("firewalld", command)]
     for chain in chains:
         family, table = chain["family"], chain["table"]
-        if chain.get("hook") != "forward" or chain.get("policy") != "drop" or table.startswith(PREFIX):
+        if chain.get("hook") != "forward" or chain.get("policy") != "drop" or table.startswith(OUR_TABLES):
             continue
         # In Docker's, the bridge stands in the chain to which it goes first.
         own = _read("list", "chain", family, table, chain["name"]) or ""
@@ -188,11 +187,11 @@ def _in_the_way(one: Listens) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     chains = [row["chain"] for row in json.loads(_read("-j", "list", "chains") or '{"nftables": []}')["nftables"]
               if "chain" in row]  # fmt: skip
-    if any(chain["table"] == "firewalld" for chain in chains):
+    if any(chain["table"] == FIREWALLD for chain in chains):
         listing = _read("-j", "list", "table", "inet", "firewalld")
         found += [] if _known(listing, one) else [("firewalld", _firewalld(one))]
     for chain in chains:
-        if chain.get("hook") != "input" or chain.get("policy") != "drop" or chain["table"].startswith(PREFIX):
+        if chain.get("hook") != "input" or chain.get("policy") != "drop" or chain["table"].startswith(OUR_TABLES):
             continue
         family, name = chain["family"], chain["table"]
         if family not in _families(one) or _known(_read("-j", "list", "table", family, name), one):

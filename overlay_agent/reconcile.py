@@ -19,7 +19,7 @@ from overlay_agent.diff import CREATE, REMOVE, SET, Change, diff, remaking, row_
 from overlay_agent.document import Document
 from overlay_agent.errors import KernelError
 from overlay_agent.fields import RECREATE, Difference
-from overlay_agent.kernel import Kernel, Link, has_packet_filters
+from overlay_agent.kernel import Kernel, Link, may_drop_packets
 from overlay_agent.kinds import DEVICES, KINDS, SERVICES
 from overlay_agent.secrets import MISSING, Secrets, references
 from overlay_agent.store import Store
@@ -289,7 +289,7 @@ def carry_out(
     notes: list[str] = []
     if plan.changes:
         notes = act(kernel, plan.changes, owner.alias, before)
-        _check(lambda fresh: changes_for(plan.wanted, fresh, plan.stored), "read back", kernel.secrets)
+        _check(lambda fresh: changes_for(plan.wanted, fresh, plan.stored), "read back", kernel)
     store.write(owner.label, plan.target)
     _reached(fault)
     if plan.changes:
@@ -312,7 +312,7 @@ def _in_the_way(wanted: Document) -> list[str]:
     """A line for each packet filter of others that may stop what the objects need."""
     listens = [one for spec in wanted.objects.values() for one in KINDS[spec.KIND].listens(spec)]
     passes = [one for name, spec in wanted.objects.items() for one in KINDS[spec.KIND].passes(name, spec)]
-    if not (listens or passes) or not has_packet_filters():
+    if not (listens or passes) or not may_drop_packets():
         return []
     from overlay_agent import nft  # noqa: PLC0415 - costs 6 ms, and a quiet apply does without
 
@@ -414,7 +414,7 @@ def undo(kernel: Kernel, store: Store, journal: Raw, fault: Callable[[], None] |
     ]
     notes = act(kernel, [*changes, *same], marks.__getitem__, before, exactly=True)
     _check(
-        lambda fresh: compare(fresh, wanted, kinds, marks.__getitem__), "; ".join(["undo", *notes]), kernel.secrets
+        lambda fresh: compare(fresh, wanted, kinds, marks.__getitem__), "; ".join(["undo", *notes]), kernel
     )
     if store.read(label) != journal["stored"]:
         store.write(label, journal["stored"])
@@ -453,13 +453,13 @@ def _remove_files(kernel: Kernel, journal: Raw) -> None:
             kind.delete(kernel, name, f"overlay:{journal['label']}/{name}")
 
 
-def _check(left: Callable[[Kernel], list[Change]], what: str, secrets: Secrets) -> None:
+def _check(left: Callable[[Kernel], list[Change]], what: str, before: Kernel) -> None:
     """`left` gives what is not yet as it should be, from a fresh look at the kernel."""
     lines: list[str] = []
     for seconds in VERIFY_SECONDS:
         time.sleep(seconds)
         kernel = Kernel()
-        kernel.secrets = secrets
+        kernel.secrets, kernel.filters = before.secrets, before.filters
         try:
             lines = [line for change in left(kernel) for line in change.drift()]
         finally:

@@ -79,7 +79,7 @@ class PrivateFolder:
 
 
 class Secrets:
-    """The secrets of the stack `label` ("<project>/<stack>"), under `state` (store.STATE).
+    """The secrets of the stack `label` ("<project>/<stack>"), under `state` (overlay_agent.STATE).
 
     `wanted`: the references of the document at hand. Two references of one value come about when
     the stack's key is made anew; then those are the ones that are meant.

@@ -15,13 +15,12 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from overlay_agent import history
+from overlay_agent import STATE, history
 from overlay_agent.secrets import Secrets
 
 if TYPE_CHECKING:
     from overlay_agent.keys import Keys
 
-STATE = "/var/lib/overlay"
 LOCK = "/run/overlay.lock"
 #: How long an apply waits for another stack's apply on the same host; OVERLAY_LOCK_SECONDS sets it.
 LOCK_SECONDS = 60.0

@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import errno
 import ipaddress
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from overlay_agent import fields
+from overlay_agent import SERVICES_FOLDER, fields
 from overlay_agent.errors import KernelError
 from overlay_agent.fields import DOCKER, RECREATE, SET, Difference, attribute, optional
 
@@ -484,14 +485,16 @@ def wrong_ends(spec: Any, version: int | None = None) -> list[str]:
 def own_addresses(kernel: Kernel, link: Link) -> list[str]:
     """The device's addresses without those that float between hosts, which come and go by themselves, and without
     those that a NIC handed to its bridge, which are the host's."""
-    from overlay_agent.kinds.vrrp import floating  # noqa: PLC0415 - it is built upon this module
-
     if link.kind == "bridge":
         from overlay_agent import uplinks  # noqa: PLC0415 - of few documents
 
         if uplinks.of_bridge(link.name):
             return []
-    floats = floating()
+    floats: set[tuple[str, str]] = set()
+    if os.path.isdir(SERVICES_FOLDER):
+        from overlay_agent.kinds.vrrp import floating  # noqa: PLC0415 - it is built upon this module, and costs 3 ms
+
+        floats = floating()
     return [address for address in kernel.addresses(link) if (link.name, address) not in floats]
 
 

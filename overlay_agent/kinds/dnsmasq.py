@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from overlay_agent import fields
+from overlay_agent import STATE, fields
 from overlay_agent.fields import Difference
 from overlay_agent.kinds.base import Kind, Spec, attribute, optional
 
@@ -149,7 +149,7 @@ class DnsmasqKind(Kind):
         id_ = daemon.identity(self.name, mark)
         folder = f"{daemon.FOLDER}/{id_}"
         files = dnsmasq.files(spec, folder)
-        out = [["mkdir", "-p", folder, daemon.RUN], ["chmod", "go+x", daemon.STATE]]
+        out = [["mkdir", "-p", folder, daemon.RUN], ["chmod", "go+x", STATE]]
         out += [["sh", "-c", f"cat > {folder}/{file} <<'EOF'\n{text}EOF"] for file, text in sorted(files.items())]
         config = f"--conf-file={folder}/{dnsmasq.config_name(files)}"
         start = f"echo $$ > {daemon.RUN}/{id_}.pid; exec dnsmasq --keep-in-foreground {config}"

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from overlay_agent import fields, l2tp
+from overlay_agent import STATE, fields, l2tp
 from overlay_agent.errors import KernelError
 from overlay_agent.fields import RECREATE, Difference
 from overlay_agent.kinds.base import (
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 ID = fields.Integer(1, 0xFFFFFFFF)
 PORT = fields.Integer(1, 65535)
-#: Where the store lies (store.STATE): for the commands that read a cookie's file.
-STATE = "/var/lib/overlay"
 
 # linux/l2tp.h: enum l2tp_encap_type, enum l2tp_pwtype
 _ENCAPS = ["udp", "ip"]

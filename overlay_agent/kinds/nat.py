@@ -445,13 +445,14 @@ def _stored(wanted: Document, name: str) -> Mapping[str, str]:
 def _elsewhere(wanted: Document, name: str) -> list[tuple[str, Nat]]:
     """What other segments and stacks translate on this host, each with its name."""
     from overlay_agent import nft  # noqa: PLC0415 - as above
+    from overlay_agent.kernel import OUR_TABLES  # noqa: PLC0415 - as above
 
     # This document's own by what they shall be (of two the later one is wrong), the others by their tables.
     declared = {other: one for other, one in wanted.services.items() if one.KIND == Nat.KIND}
     tables = {table_of(wanted.owner.alias(other)) for other in declared}
     out = [(other, one) for other, one in sorted(declared.items()) if other < name]
     for table in nft.tables("inet"):
-        if table.startswith(nft.PREFIX) and table not in tables:
+        if table.startswith(OUR_TABLES) and table not in tables:
             text = nft.text("inet", table)
             label = re.search(r'^\tcomment "overlay:(.*)"$', text, re.MULTILINE)
             one = _spec(comment_of(line) for line in nft.lines(text))

@@ -179,16 +179,24 @@ def test_a_policy_that_drops_what_has_no_port_is_named(host, filter_, protocol, 
         assert host.run("/usr/bin/python3", "-c", code).out.strip() == ""
 
 
-def test_whether_there_is_a_filter_at_all_is_told_without_nft(host):
+def test_whether_a_filter_may_drop_is_told_without_nft(host):
     code = (
-        f"import sys; sys.path.insert(0, {str(host.archive)!r}); from overlay_agent.kernel import has_packet_filters;"
-        "print(has_packet_filters())"
+        f"import sys; sys.path.insert(0, {str(host.archive)!r}); from overlay_agent.kernel import may_drop_packets;"
+        "print(may_drop_packets())"
     )
-    said = [host.run("/usr/bin/python3", "-c", code).out.strip()]
-    for words in ("add table ip6 theirs", "delete table ip6 theirs"):
+    hook = "type filter hook forward priority 0; policy"
+    for words, said in {
+        "add table ip6 theirs": "False",
+        f"add chain ip6 theirs passes {{ {hook} accept; }}": "False",
+        "add chain ip6 theirs jumped-to": "False",
+        f"add chain ip6 theirs drops {{ {hook} drop; }}": "True",
+        "delete table ip6 theirs": "False",
+        f"table inet overlay-0 {{ chain drops {{ {hook} drop; }}; }}": "False",  # ours are known
+        "add table inet firewalld": "False",
+        "add chain inet firewalld one": "True",  # drops by its rules
+    }.items():
         host.run("nft", words)
-        said.append(host.run("/usr/bin/python3", "-c", code).out.strip())
-    assert said == ["False", "True", "False"]
+        assert host.run("/usr/bin/python3", "-c", code).out.strip() == said, words
 
 
 def test_its_life(host):
