@@ -125,7 +125,7 @@ class Kind:
         """Whether the programs of `package` are not on this host."""
         return False
 
-    def install(self, program: str) -> str:
+    def how_to_install(self, program: str) -> str:
         """What to do where that program is not there."""
         return f"{program} is not on this host; install the package {self.package} (installPackages: true does it)"
 

@@ -189,7 +189,7 @@ class DnsmasqKind(Kind):
 
         there = _There.of(wanted.owner.alias(name))
         if self.lacks(spec):
-            return [self.install("dnsmasq")]
+            return [self.how_to_install("dnsmasq")]
         wrong = _wrong_interface(kernel, spec, wanted)
         wrong += dnsmasq.clashes(spec, kernel.index_of.get(spec.interface, 0), there.pid)
         files = dnsmasq.files(spec, there.folder)

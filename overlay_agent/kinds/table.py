@@ -42,7 +42,7 @@ class TableKind(Kind):
         return nft.missing()
 
     def wrong_here(self, kernel: Kernel, name: str, spec: Any, wanted: Document) -> list[str]:
-        return [self.install("nft") + self.instead] if self.lacks(spec) else []
+        return [self.how_to_install("nft") + self.instead] if self.lacks(spec) else []
 
     def whole(self, mark: str, spec_of: Any) -> Whole | None:
         """The table's rules that are ours, word for word; None where there is no table.

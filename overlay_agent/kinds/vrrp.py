@@ -114,7 +114,7 @@ class VrrpKind(Kind):
 
     def wrong_here(self, kernel: Kernel, name: str, spec: Vrrp, wanted: Document) -> list[str]:
         if self.lacks(spec):
-            return [self.install(PROGRAM)]
+            return [self.how_to_install(PROGRAM)]
         out = []
         device = wanted.devices.get(spec.interface)
         if device is None and spec.interface not in kernel.links:

@@ -389,6 +389,21 @@ def once(stack: Stack, host: str, middle: str) -> None:
     file.chmod(0o755)
 
 
+def hold(stack: Stack, host: str) -> None:
+    """The next time that the agent is called on the host, it waits until `let_go`."""
+    once(stack, host, "touch /run/held; until [ -e /run/go ]; do sleep 0.1; done; rm /run/held /run/go")
+
+
+def is_held(stack: Stack, host: str) -> bool:
+    """Whether the agent is there, and waits."""
+    return stack.lab.path(host, "/run/held").exists()
+
+
+def let_go(stack: Stack, host: str) -> None:
+    """The agent that is held goes on."""
+    stack.lab.path(host, "/run/go").touch()
+
+
 def picture(stack: Project, host: str) -> tuple[str, ...]:
     """What stands on the host, to be compared."""
     commands = (

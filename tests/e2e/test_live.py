@@ -10,7 +10,7 @@ import pytest
 
 from lab import Lab
 from tests.e2e.conftest import installed_plugin
-from tests.e2e.support import Stack, once, picture, pull_cable, wait_for
+from tests.e2e.support import Stack, hold, is_held, let_go, picture, pull_cable, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -144,13 +144,13 @@ def test_a_host_that_cannot_be_asked(stack):
 
 def test_two_ups_on_one_stack(stack):
     renumber(stack)
-    once(stack, "h2", "touch /run/begun; while [ ! -e /run/go ]; do sleep 0.1; done")
+    hold(stack, "h2")
     stack.config["overlay:live"] = False  # which would be that once
     first = stack.popen("up", "--yes", "--skip-preview")
-    wait_for(lambda: stack.lab.path("h2", "/run/begun").exists(), 30)
+    wait_for(lambda: is_held(stack, "h2"), 60)
     text = stack.up().failed()
     assert "the stack is currently locked by 1 lock(s)" in text
-    stack.lab.run("h2", "touch /run/go")
+    let_go(stack, "h2")
     assert updated(stack.end(first).ok()) == {"h1", "h2", "h3"}
     stack.config["overlay:live"] = True
     quiet(stack)
@@ -159,13 +159,13 @@ def test_two_ups_on_one_stack(stack):
 def test_a_link_that_flaps(stack):
     """Frames are lost for moments, not connections."""
     renumber(stack)
-    once(stack, "h2", "touch /run/begun; while [ ! -e /run/go ]; do sleep 0.1; done")
+    hold(stack, "h2")
     stack.config["overlay:live"] = False  # which would be that once
     process = stack.popen("up", "--yes", "--skip-preview")
-    wait_for(lambda: stack.lab.path("h2", "/run/begun").exists(), 60)
+    wait_for(lambda: is_held(stack, "h2"), 60)
     for flap in range(20):
         if flap == 5:  # now the agent, which was there all the time, goes on
-            stack.lab.path("h2", "/run/go").touch()
+            let_go(stack, "h2")
         stack.lab.cable("h2", up=False)
         time.sleep(0.05)
         stack.lab.cable("h2", up=True)
@@ -174,7 +174,6 @@ def test_a_link_that_flaps(stack):
             break
     text = stack.end(process).ok()
     assert flap >= 5
-    stack.lab.run("h2", "rm /run/begun /run/go")
     stack.config["overlay:live"] = True
     assert updated(text) == {"h1", "h2", "h3"}
     quiet(stack)

@@ -6,7 +6,7 @@ import pytest
 
 from lab import Lab
 from tests.e2e.conftest import installed_plugin
-from tests.e2e.support import Stack, once, picture, wait_for
+from tests.e2e.support import Stack, hold, is_held, let_go, picture, wait_for
 
 pytestmark = pytest.mark.root
 HOSTS = ["h1", "h2", "h3", "h4", "h5"]
@@ -49,17 +49,13 @@ def test_one_batch_after_the_other(stack):
     """Each agent waits until it is let go: those of a batch are there at the same time, and nobody else is."""
     sent_from(stack, "20000-20999")
     for host in HOSTS:
-        once(stack, host, "touch /run/begun; until [ -e /run/go ]; do sleep 0.1; done")
+        hold(stack, host)
     process = stack.popen("up", "--yes", "--skip-preview")
-    there = set()
-    for batch in (["h3"], ["h1", "h2"], ["h4", "h5"]):
-        there.update(batch)
-        wait_for(lambda: {host for host in HOSTS if stack.lab.path(host, "/run/begun").exists()} == there, 60)
+    for batch in ({"h3"}, {"h1", "h2"}, {"h4", "h5"}):
+        wait_for(lambda batch=batch: {host for host in HOSTS if is_held(stack, host)} == batch, 60)
         for host in batch:
-            stack.lab.path(host, "/run/go").touch()
+            let_go(stack, host)
     stack.end(process).ok()
-    for host in HOSTS:
-        stack.lab.run(host, "rm /run/begun /run/go")
     stack.as_declared()
     stack.noop()
 

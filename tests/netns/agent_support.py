@@ -18,6 +18,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from overlay_agent import daemon
+
 MACHINE = "0123456789abcdef0123456789abcdef"
 OWNER = {"project": "p", "stack": "s", "id": "id-of-s"}
 MAC_BR, MAC_VX = "02:00:00:00:00:01", "02:00:00:00:00:02"
@@ -96,10 +98,9 @@ class Host:
         """Sends the signal, and waits until the process has ended; until then it looks as if it ran."""
         os.kill(pid, number)
         end = time.monotonic() + 30
-        with contextlib.suppress(FileNotFoundError):
-            while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                assert time.monotonic() < end, f"process {pid} does not end"
-                time.sleep(0.01)
+        while not daemon._has_ended(pid):
+            assert time.monotonic() < end, f"process {pid} does not end"
+            time.sleep(0.01)
 
     def close(self):
         if self._holder.poll() is not None:
